@@ -1,0 +1,279 @@
+"""The bundle: an immutable directory, and the only thing that passes from the workshop to the service.
+
+    manifest.json       what this is, where it came from, and the SHA-256 of every other file
+    catalog.npz         item ids, attributes, popularity, availability
+    item_vectors.npy    float32 (N + 1, D); row 0 is zero
+    encoder.onnx        the graph (or graphs) that the manifest declares
+    index.faiss         only where the catalog is large enough to want one
+    warmup.json         histories to replay before a service says it is ready
+
+A bundle is written beside its destination and renamed at the end, so a killed export never leaves half of one. It is
+read without pickle, and everything is checked before anything is served.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from retrieval.catalog import Catalog
+from retrieval.errors import BundleError, BundleForeign, BundleMissing, BundleTampered, BundleTorn
+from retrieval.sequences import FloatArray
+
+LAYOUT = 1
+MANIFEST = "manifest.json"
+CATALOG = "catalog.npz"
+ITEM_VECTORS = "item_vectors.npy"
+INDEX = "index.faiss"
+WARMUP = "warmup.json"
+KINDS = ("encoder",)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        file: its name inside the bundle.
+        inputs: names from `retrieval.inputs`, in the order of the graph.
+        output: what the output is called; its shape in letters, for example `(B, D)`.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    Attributes:
+        layout: version of this directory layout.
+        kind: which composition serves it: `encoder`.
+        model: registered model name, for example `sasrec`.
+        created: ISO 8601, UTC.
+        data: layout name, digest, events, users, items, first and last event time.
+        seed: of the training run.
+        git_commit: of the code that trained, with `-dirty` where it had changes.
+        hyper_parameters: the resolved values.
+        window: length L of the window that the encoder reads.
+        event_types: vocabulary; code c is `event_types[c - 1]`, code 0 is any other.
+        exclude_seen: whether items of the history are left out of answers unless a request says otherwise.
+        graphs: by role: `encoder`.
+        index: kind, parameters, target and measured recall of the retrieval index.
+        metrics: measured quality: protocol -> metric -> value.
+        files: name -> {"sha256", "bytes"} of every other file.
+    """
+
+    layout: int
+    kind: str
+    model: str
+    created: str
+    data: Mapping[str, Any]
+    seed: int
+    git_commit: str
+    hyper_parameters: Mapping[str, Any]
+    window: int
+    event_types: tuple[str, ...]
+    exclude_seen: bool
+    graphs: Mapping[str, Graph]
+    index: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Manifest":
+        """A manifest from its JSON.
+
+        Raises:
+            BundleTorn: it is not JSON, or a field is missing.
+            BundleForeign: another layout or kind than this version knows.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BundleTorn(f"{MANIFEST} is not JSON ({error}); export the bundle again") from error
+        if not isinstance(raw, dict) or "layout" not in raw:
+            raise BundleForeign(f"{MANIFEST} states no layout version, so this is not a bundle of this project")
+        if raw["layout"] != LAYOUT:
+            age = "newer" if isinstance(raw["layout"], int) and raw["layout"] > LAYOUT else "other"
+            raise BundleForeign(
+                f"bundle layout {raw['layout']} is {age} than this service ({LAYOUT}); export again or upgrade"
+            )
+        if raw.get("kind") not in KINDS:
+            raise BundleForeign(f"bundle kind {raw.get('kind')!r} is unknown; this service knows {', '.join(KINDS)}")
+        try:
+            graphs = {role: Graph(g["file"], tuple(g["inputs"]), g["output"]) for role, g in raw.pop("graphs").items()}
+            return cls(graphs=graphs, event_types=tuple(raw.pop("event_types")), **raw)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleTorn(f"{MANIFEST} lacks or misspells a field ({error}); export the bundle again") from error
+
+    def text(self) -> str:
+        """The JSON that `parse` reads."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    Attributes:
+        path: its directory.
+        manifest: what it says of itself.
+        digest: SHA-256 of the manifest, which holds the digests of everything else: the bundle's identity.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The directory's name with the first digits of the digest: short, and unique enough to read aloud."""
+        return f"{self.path.name}@{self.digest[:12]}"
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """A bundle, after every file in it was checked against its digest.
+
+        Raises:
+            BundleMissing, BundleTorn, BundleTampered, BundleForeign: see `retrieval.errors`.
+        """
+        path = path.resolve()
+        if not path.is_dir():
+            raise BundleMissing(f"there is no bundle directory at {path}; train one, or set SEQUITUR_BUNDLE")
+        manifest_path = path / MANIFEST
+        if not manifest_path.is_file():
+            raise BundleMissing(f"{path} holds no {MANIFEST}, so it is no bundle; point at the directory that does")
+        try:
+            text = manifest_path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleTorn(f"{manifest_path} cannot be read: {error}") from error
+        manifest = Manifest.parse(text)
+        for name, entry in manifest.files.items():
+            _verify(path, name, entry)
+        listed = set(manifest.files)
+        for needed in (CATALOG, ITEM_VECTORS, *(graph.file for graph in manifest.graphs.values())):
+            if needed not in listed:
+                raise BundleTorn(f"the manifest lists no {needed}, which a bundle of kind {manifest.kind!r} needs")
+        if manifest.index.get("kind", "exact") != "exact" and INDEX not in listed:
+            raise BundleTorn(f"the manifest names an index of kind {manifest.index['kind']!r} but lists no {INDEX}")
+        return cls(path, manifest, hashlib.sha256(text.encode()).hexdigest())
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog."""
+        return Catalog.load(self.path / CATALOG)
+
+    @cached_property
+    def item_vectors(self) -> FloatArray:
+        """float32, shape (N + 1, D).
+
+        Raises:
+            BundleTorn: unreadable, or not one finite row per catalog row.
+        """
+        try:
+            vectors = np.load(self.path / ITEM_VECTORS, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleTorn(f"{ITEM_VECTORS} cannot be read ({error}); export the bundle again") from error
+        if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(self.catalog) + 1:
+            raise BundleTorn(
+                f"{ITEM_VECTORS} is {vectors.dtype} {vectors.shape}; float32 ({len(self.catalog) + 1}, D) was expected"
+            )
+        if not np.isfinite(vectors).all():
+            raise BundleTorn(f"{ITEM_VECTORS} holds NaN or infinite numbers; the training run diverged")
+        return np.asarray(vectors, dtype=np.float32)
+
+    @cached_property
+    def warmup(self) -> list[list[str]]:
+        """Histories (item ids, oldest first) to replay before serving; empty when the bundle has none."""
+        path = self.path / WARMUP
+        if WARMUP not in self.manifest.files:
+            return []
+        try:
+            return [[str(item) for item in history] for history in json.loads(path.read_text())]
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleTorn(f"{WARMUP} cannot be read ({error}); export the bundle again") from error
+
+
+@contextmanager
+def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty directory to fill; sealed by `seal` and left by the block, it becomes the bundle at `path`.
+
+    Whatever ends the block early (an error, a full disk, Ctrl-C) leaves `path` as it was.
+
+    Raises:
+        BundleError: `path` exists and `overwrite` is false, or the block did not call `seal`.
+    """
+    path = path.absolute()
+    if path.exists() and not overwrite:
+        raise BundleError(f"{path} exists; choose another directory, or say --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    beside.mkdir()
+    try:
+        yield beside
+        if not (beside / MANIFEST).is_file():
+            raise BundleError("the bundle was left without a manifest; call seal() before leaving")
+        _sync(beside)
+        if path.exists():
+            # A directory cannot be replaced in one step: the old one steps aside first and goes last.
+            aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.replaced"
+            path.rename(aside)
+            beside.rename(path)
+            shutil.rmtree(aside)
+        else:
+            beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def seal(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest last, with the size and SHA-256 of every file in `directory`."""
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = file.relative_to(directory).as_posix()
+        files[name] = {"sha256": _digest(file), "bytes": file.stat().st_size}
+    sealed = Manifest(**{**{f: getattr(manifest, f) for f in Manifest.__slots__}, "files": files})
+    (directory / MANIFEST).write_text(sealed.text())
+
+
+def _verify(root: Path, name: str, entry: Mapping[str, Any]) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleTampered(f"the manifest names {name!r}, which lies outside the bundle")
+    file = root / name
+    if not file.resolve().is_relative_to(root):
+        raise BundleTampered(f"{name!r} is a link out of the bundle; copy the file into it and export again")
+    if not file.is_file():
+        raise BundleTorn(f"{name} is listed in the manifest and missing from {root}; copy the whole directory again")
+    size = file.stat().st_size
+    if size != entry.get("bytes"):
+        raise BundleTorn(f"{name} has {size} bytes, the manifest says {entry.get('bytes')}; copy it again")
+    if _digest(file) != entry.get("sha256"):
+        raise BundleTampered(f"{name} does not have the SHA-256 that the manifest states; copy or export it again")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(directory: Path) -> None:
+    """Puts every file, then the directory, on the disk, so that the rename never outlives its contents."""
+    for file in [*directory.rglob("*"), directory]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,232 @@
+"""The catalog: item ids, their rows, what is known about each, and what is available.
+
+Callers speak item ids, arrays speak rows. A row is an item's dense integer in one catalog; rows die with their bundle,
+ids do not. Row 0 is `PAD_ROW` and never an item, so every per-item array has N + 1 entries.
+
+Attributes are columns. There are three kinds, and a filter needs no more: numbers, words (one per item, coded against
+a vocabulary) and tags (several per item). All of them are stored as plain arrays; nothing is ever unpickled.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.errors import BundleTorn, InvalidInput, UnknownItem
+from retrieval.sequences import PAD_ROW, BoolArray, IntArray
+
+MAX_ID_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """A numeric attribute: float64, shape (N + 1,); NaN where an item has none."""
+
+    values: npt.NDArray[np.float64]
+
+    def get(self, row: int) -> float | None:
+        value = float(self.values[row])
+        return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """One word per item: int32 codes of shape (N + 1,) into `vocabulary`; -1 where an item has none."""
+
+    codes: npt.NDArray[np.int32]
+    vocabulary: tuple[str, ...]
+
+    def get(self, row: int) -> str | None:
+        code = int(self.codes[row])
+        return None if code < 0 else self.vocabulary[code]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tags:
+    """Several words per item: row r holds `codes[offsets[r]:offsets[r + 1]]`; offsets int64 of shape (N + 2,)."""
+
+    offsets: IntArray
+    codes: npt.NDArray[np.int32]
+    vocabulary: tuple[str, ...]
+
+    def get(self, row: int) -> list[str]:
+        return [self.vocabulary[code] for code in self.codes[self.offsets[row] : self.offsets[row + 1]]]
+
+
+Column = Numbers | Words | Tags
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalog:
+    """All that can be recommended, in one order that never changes while a bundle lives.
+
+    Attributes:
+        ids: N + 1 item ids; `ids[PAD_ROW]` is the empty string.
+        popularity: float64, shape (N + 1,). Events per item in the training data; 0 for the padding row.
+        available: bool, shape (N + 1,). What may be shown at all; false for the padding row.
+        columns: attributes by name.
+    """
+
+    ids: tuple[str, ...]
+    popularity: npt.NDArray[np.float64]
+    available: BoolArray
+    columns: Mapping[str, Column]
+    _rows: Mapping[str, int] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids) - 1
+
+    @classmethod
+    def build(
+        cls,
+        item_ids: Sequence[str],
+        *,
+        popularity: npt.ArrayLike | None = None,
+        available: npt.ArrayLike | None = None,
+        attributes: Mapping[str, Sequence[Any]] | None = None,
+    ) -> "Catalog":
+        """A catalog from N items in the order of their rows.
+
+        Args:
+            item_ids: N distinct ids, each of 1 to 256 characters.
+            popularity: N numbers; zeros when left out.
+            available: N booleans; all true when left out.
+            attributes: name -> N values. Lists become tags, strings words, the rest numbers; None is absent.
+
+        Raises:
+            InvalidInput: no item, a repeated or overlong id, or a column of another length.
+        """
+        n = len(item_ids)
+        if n == 0:
+            raise InvalidInput("the catalog is empty; at least one item is needed")
+        rows: dict[str, int] = {}
+        for row, item_id in enumerate(item_ids, start=1):
+            if not item_id or len(item_id) > MAX_ID_CHARS:
+                raise InvalidInput(
+                    f"item id {item_id[:40]!r} has {len(item_id)} characters; 1 to {MAX_ID_CHARS} are allowed"
+                )
+            if item_id in rows:
+                raise InvalidInput(f"item id {item_id!r} stands twice in the catalog (rows {rows[item_id]} and {row})")
+            rows[item_id] = row
+        popular = np.zeros(n + 1)
+        shown = np.ones(n + 1, dtype=np.bool_)
+        for name, target, given in (("popularity", popular, popularity), ("available", shown, available)):
+            if given is None:
+                continue
+            array = np.asarray(given)
+            if array.shape != (n,):
+                raise InvalidInput(f"{name} has shape {array.shape}, the catalog has {n} items")
+            target[1:] = array
+        shown[PAD_ROW] = False
+        columns: dict[str, Column] = {}
+        for name, values in (attributes or {}).items():
+            if len(values) != n:
+                raise InvalidInput(f"attribute {name!r} has {len(values)} values, the catalog has {n} items")
+            columns[name] = _column(values)
+        return cls(("", *item_ids), popular, shown, columns, rows)
+
+    def row(self, item_id: str) -> int:
+        """The item's row.
+
+        Raises:
+            UnknownItem: the catalog does not hold it.
+        """
+        row = self._rows.get(item_id, PAD_ROW)
+        if row == PAD_ROW:
+            raise UnknownItem(item_id)
+        return row
+
+    def rows(self, item_ids: Iterable[str]) -> IntArray:
+        """int64 rows of the ids, in their order; PAD_ROW stands for ids that the catalog does not know."""
+        get = self._rows.get
+        return np.array([get(item_id, PAD_ROW) for item_id in item_ids], dtype=np.int64)
+
+    def attributes(self, row: int) -> dict[str, Any]:
+        """What is known about an item, absent values left out."""
+        out = {}
+        for name, column in self.columns.items():
+            value = column.get(row)
+            if value is not None and value != []:
+                out[name] = value
+        return out
+
+    def save(self, path: Path) -> None:
+        """Writes one `.npz` file of plain arrays."""
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "popularity": self.popularity,
+            "available": self.available,
+            **_pack("ids", self.ids),
+        }
+        names: list[str] = []
+        for at, (name, column) in enumerate(self.columns.items()):
+            names.append(name)
+            match column:
+                case Numbers(values):
+                    arrays[f"{at}.values"] = values
+                case Words(codes, vocabulary):
+                    arrays |= {f"{at}.codes": codes, **_pack(f"{at}.words", vocabulary)}
+                case Tags(offsets, codes, vocabulary):
+                    arrays |= {f"{at}.offsets": offsets, f"{at}.codes": codes, **_pack(f"{at}.words", vocabulary)}
+        arrays |= _pack("columns", names)
+        with path.open("wb") as out:
+            np.savez_compressed(out, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Catalog":
+        """Reads what `save` wrote.
+
+        Raises:
+            BundleTorn: the file is not such a catalog.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = dict(stored.items())
+            ids = _unpack("ids", arrays)
+            columns: dict[str, Column] = {}
+            for at, name in enumerate(_unpack("columns", arrays)):
+                if f"{at}.values" in arrays:
+                    columns[name] = Numbers(arrays[f"{at}.values"])
+                elif f"{at}.offsets" in arrays:
+                    words = _unpack(f"{at}.words", arrays)
+                    columns[name] = Tags(arrays[f"{at}.offsets"], arrays[f"{at}.codes"], words)
+                else:
+                    columns[name] = Words(arrays[f"{at}.codes"], _unpack(f"{at}.words", arrays))
+            rows = {item_id: row for row, item_id in enumerate(ids) if row != PAD_ROW}
+            return cls(ids, arrays["popularity"], arrays["available"], columns, rows)
+        except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+            raise BundleTorn(f"{path.name} is not a readable catalog ({error}); export the bundle again") from error
+
+
+def _column(values: Sequence[Any]) -> Column:
+    present = [v for v in values if v is not None]
+    if any(isinstance(v, list | tuple) for v in present):
+        lists = [list(v) if v is not None else [] for v in values]
+        vocabulary = tuple(sorted({str(word) for words in lists for word in words}))
+        code = {word: i for i, word in enumerate(vocabulary)}
+        codes = np.array([code[str(word)] for words in lists for word in words], dtype=np.int32)
+        offsets = np.zeros(len(lists) + 2, dtype=np.int64)
+        offsets[2:] = np.cumsum([len(words) for words in lists])
+        return Tags(offsets, codes, vocabulary)
+    if present and all(isinstance(v, int | float | np.number | np.bool_) for v in present):
+        return Numbers(np.array([math.nan, *(math.nan if v is None else float(v) for v in values)]))
+    vocabulary = tuple(sorted({str(v) for v in present}))
+    code = {word: i for i, word in enumerate(vocabulary)}
+    return Words(np.array([-1, *(-1 if v is None else code[str(v)] for v in values)], dtype=np.int32), vocabulary)
+
+
+def _pack(name: str, words: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Strings as one block of UTF-8 and its offsets: NumPy's own string arrays pad every id to the longest."""
+    encoded = [word.encode() for word in words]
+    ends = np.fromiter(itertools.accumulate(len(e) for e in encoded), dtype=np.int64, count=len(encoded))
+    return {f"{name}.text": np.frombuffer(b"".join(encoded), dtype=np.uint8), f"{name}.ends": ends}
+
+
+def _unpack(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    text = arrays[f"{name}.text"].tobytes()
+    ends = arrays[f"{name}.ends"].tolist()
+    return tuple(text[a:b].decode() for a, b in zip([0, *ends], ends, strict=False))

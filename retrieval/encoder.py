@@ -1,0 +1,117 @@
+"""Sequence encoders: a batch of requests in, query embeddings out.
+
+An encoder returns one query vector per request, shape (B, D), or several, shape (B, Q, D); an item's score is then the
+best of its inner products with them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from retrieval import inputs
+from retrieval.errors import BundleForeign, BundleTorn, EmptyHistory, InvalidInput
+from retrieval.inputs import Request, Tables
+from retrieval.sequences import PAD_ROW, FloatArray
+
+
+class SequenceEncoder(Protocol):
+    """What retrieval needs of a model."""
+
+    def encode(self, requests: Sequence[Request]) -> FloatArray:
+        """Query embeddings of B requests with non-empty histories: float32, shape (B, D) or (B, Q, D)."""
+        ...
+
+
+class OnnxEncoder:
+    """A graph of a bundle, run by onnxruntime.
+
+    Batches are padded to their longest history, not to L: attention costs the square of what is padded.
+
+    Args:
+        path: the `.onnx` file.
+        names: the inputs that the manifest declares, see `retrieval.inputs`.
+        length: window length L.
+        tables: what inputs may gather from.
+        threads: cores that one run may use.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        BundleForeign: an input has no builder, or the device was asked for and not taken.
+        BundleTorn: the file is no graph.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        names: Sequence[str],
+        length: int,
+        tables: Tables | None = None,
+        threads: int = 1,
+        device: str = "cpu",
+    ) -> None:
+        inputs.check(names)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Idle threads of onnxruntime spin by default, which takes the cores from everything else in the process.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[wanted])
+        except Exception as error:  # onnxruntime raises a dozen undocumented classes here
+            raise BundleTorn(f"{path.name} is not a graph that onnxruntime can open: {error}") from error
+        taken = self._session.get_providers()
+        if wanted not in taken:
+            raise BundleForeign(
+                f"device {device!r} needs {wanted}, onnxruntime offers {taken}; install the gpu extra or use cpu"
+            )
+        self._names = tuple(names)
+        self._tables = tables or Tables()
+        self.length = length
+        expected = {name.replace(":", "_") for name in names}
+        present = {node.name for node in self._session.get_inputs()}
+        if expected != present:
+            raise BundleForeign(f"the manifest declares inputs {sorted(expected)}, the graph has {sorted(present)}")
+
+    def encode(self, requests: Sequence[Request]) -> FloatArray:
+        """Query embeddings, see `SequenceEncoder.encode`.
+
+        Raises:
+            EmptyHistory: a request has nothing to encode.
+            InvalidInput: there is no request.
+        """
+        if not requests:
+            raise InvalidInput("no request to encode")
+        longest = max(len(r.history) for r in requests)
+        if min(len(r.history) for r in requests) == 0:
+            raise EmptyHistory("a request without history has nothing to encode; answer it from the popular items")
+        feeds = inputs.build(self._names, requests, length=min(longest, self.length), tables=self._tables)
+        query: Any = self._session.run(None, feeds)[0]
+        return np.asarray(query, dtype=np.float32)
+
+
+class MeanEncoder:
+    """The mean of the items' vectors, the newest counting most: no graph, for floors and for tests.
+
+    Args:
+        vectors: float32, shape (N + 1, D).
+        decay: weight of an event relative to the one after it.
+    """
+
+    def __init__(self, vectors: FloatArray, *, decay: float = 0.8, length: int = 50) -> None:
+        self._vectors = vectors
+        self._decay = decay
+        self.length = length
+
+    def encode(self, requests: Sequence[Request]) -> FloatArray:
+        """Query embeddings, see `SequenceEncoder.encode`."""
+        rows = inputs.build(["item_rows"], requests, length=self.length)["item_rows"]
+        weights = np.where(rows == PAD_ROW, 0.0, self._decay ** np.arange(self.length)[::-1]).astype(np.float32)
+        if not weights.any(axis=1).all():
+            raise EmptyHistory("a request without history has nothing to encode; answer it from the popular items")
+        mean: FloatArray = np.einsum("bl,bld->bd", weights / weights.sum(axis=1, keepdims=True), self._vectors[rows])
+        return mean.astype(np.float32)

@@ -1,0 +1,86 @@
+"""Histories, and the windows that encoders read.
+
+A `History` is what one user did, oldest first, in catalog rows. A window is its newest part, padded on the left, so
+that the newest event always stands in the last slot. Training, evaluation and serving all cut windows with the one
+function below, so they cannot drift apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.errors import InvalidInput
+
+PAD_ROW = 0  # the row that is never an item: padding in windows, "unknown" in look-ups
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class History:
+    """One user's events as parallel arrays, oldest first; items that the catalog does not know are already gone.
+
+    Attributes:
+        rows: int64, shape (n,). Catalog rows, never PAD_ROW.
+        event_types: int64, shape (n,). Codes from the bundle's event-type vocabulary; 0 is "another type".
+        values: float32, shape (n,). Rating, price, watch seconds; NaN where the event had none.
+        timestamps: float64, shape (n,). Seconds since 1970.
+    """
+
+    rows: IntArray
+    event_types: IntArray
+    values: FloatArray
+    timestamps: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def newest(self, length: int) -> "History":
+        """The last `length` events (all of them when there are fewer)."""
+        if length >= len(self.rows):
+            return self
+        cut = slice(len(self.rows) - length, None)
+        return History(self.rows[cut], self.event_types[cut], self.values[cut], self.timestamps[cut])
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[int] | IntArray) -> "History":
+        """A history that has only items: type 0, no values, times 0, 1, 2, ..."""
+        array = np.asarray(rows, dtype=np.int64)
+        n = len(array)
+        return cls(array, np.zeros(n, np.int64), np.full(n, np.nan, np.float32), np.arange(n, dtype=np.float64))
+
+
+EMPTY = History.of_rows([])
+
+
+def window(columns: Sequence[npt.NDArray[Any]], *, length: int, fill: float, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The newest `length` entries of each column, padded on the left.
+
+    Args:
+        columns: B arrays of shape (n_b,), oldest first.
+        length: window length L.
+        fill: what stands in empty slots: PAD_ROW for rows.
+        dtype: of the result.
+
+    Returns:
+        shape (B, L). Slot L - 1 is the newest event.
+
+    Raises:
+        InvalidInput: `length` is not positive.
+
+    Source:
+        Kang and McAuley (2018), "Self-Attentive Sequential Recommendation", section III-A.
+    """
+    if length < 1:
+        raise InvalidInput(f"window length {length} is not positive; it comes from the bundle manifest")
+    out = np.full((len(columns), length), fill, dtype=dtype)
+    for b, column in enumerate(columns):
+        n = min(len(column), length)
+        if n:
+            out[b, length - n :] = column[len(column) - n :]
+    return out

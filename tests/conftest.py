@@ -1,0 +1,30 @@
+"""Fixtures that every room may use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import toy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a sealed toy bundle, shared by the whole run: nobody writes into it."""
+    return toy.write(tmp_path_factory.mktemp("bundles") / "toy")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Finds real data by its path below the data directory; skips with a reason where it is absent."""
+    root = Path(os.environ.get("SEQUITUR_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        path = root / name
+        if not path.exists():
+            pytest.skip(f"real data {name} is not at {root}; set SEQUITUR_TEST_DATA to the directory that holds it")
+        return path
+
+    return find
