@@ -1,0 +1,135 @@
+"""Where to run and how much to use: the only file that reads the environment. What to serve is in the bundle.
+
+Every field is one variable with the prefix `SEQUITUR_`. A variable with that prefix and an unknown name is refused:
+a misspelt limit that silently does nothing is worse than a service that does not start.
+
+There is one dial, the request deadline. The limits that follow from it do so by the fractions below.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import ConfigurationError
+
+PREFIX = "SEQUITUR_"
+# Tests and Kubernetes (service links: SEQUITUR_SERVICE_HOST, SEQUITUR_PORT_8000_TCP) write names of their own.
+FOREIGN = ("SEQUITUR_TEST_", "SEQUITUR_PROPERTY_", "SEQUITUR_SERVICE_", "SEQUITUR_PORT_")
+
+STORE_SHARE = 0.4  # of the deadline: how long the session store may take before its answer is done without
+RESERVE_SHARE = 0.2  # of the deadline: kept for answering from the popular list when the recommender is not back
+
+
+class Settings(BaseModel):
+    """One frozen object, read once and passed on from `create_app`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path | None = Field(
+        None, description="Bundle directory; unset: artifacts/current where it exists, else artifacts/demo."
+    )
+    store: str = Field(
+        "sqlite:///.state/sessions.sqlite",
+        repr=False,  # it may hold a password
+        description="Session store: sqlite:///path, redis://, rediss://, redis+cluster:// or memory://.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto prefers cuda.")
+    deadline_ms: float = Field(
+        100.0, gt=0, le=60_000, description="Whole-request budget in milliseconds; other limits follow from it."
+    )
+    store_timeout_ms: float | None = Field(
+        None, gt=0, description="Longest wait for the session store in milliseconds; unset: 0.4 of the deadline."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of API keys, one `name:scope,scope:sha256` a line; read again when it changes."
+    )
+    allow_anonymous: bool = Field(False, description="Serve beyond loopback without API keys.")
+    cores: int | None = Field(None, ge=1, description="Cores to use in all; unset: those this process may run on.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=64, description="Processes; each loads the bundle and takes its share of cores.")
+    max_in_flight: int = Field(256, ge=1, description="Requests at work at once per process; more are refused.")
+    max_batch: int = Field(64, ge=1, le=1024, description="Largest batch that goes through the model at once.")
+    queue_limit: int = Field(256, ge=1, description="Requests that may wait for the model; more are refused.")
+    batch_wait_ms: float = Field(
+        0.0, ge=0, description="Longest wait for a batch to fill in milliseconds; 0: go when the model is free."
+    )
+    history_cap: int = Field(1_000, ge=1, le=10_000, description="Newest events kept per user.")
+    history_ttl_s: float = Field(
+        90 * 86_400.0, gt=0, description="Seconds after its newest event when a history is forgotten."
+    )
+    dedup_ttl_s: float = Field(86_400.0, gt=0, description="Seconds for which an event_id is remembered.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="One line per request, for people or machines.")
+
+    @property
+    def bundle_dir(self) -> Path:
+        """The bundle to serve."""
+        if self.bundle is not None:
+            return self.bundle
+        current = Path("artifacts/current")
+        return current if current.exists() else Path("artifacts/demo")
+
+    @property
+    def deadline_s(self) -> float:
+        """The whole-request budget."""
+        return self.deadline_ms / 1000
+
+    @property
+    def store_timeout_s(self) -> float:
+        """How long the session store may take."""
+        if self.store_timeout_ms is not None:
+            return self.store_timeout_ms / 1000
+        return STORE_SHARE * self.deadline_s
+
+    @property
+    def threads(self) -> int:
+        """Cores that one worker process may use."""
+        cores = self.cores or len(os.sched_getaffinity(0))
+        return max(1, cores // self.workers)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def read(environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Settings from the environment, with what the command line says instead.
+
+    Raises:
+        ConfigurationError: an unknown variable, or a value outside its range.
+    """
+    names = os.environ if environment is None else environment
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in names:
+        if name.startswith(PREFIX) and name not in known and not name.startswith(FOREIGN):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ConfigurationError(f"there is no setting {name}; did you mean {near}? Unset it or rename it")
+    # Compose files write `NAME: ${NAME:-}`: an empty variable is an unset one.
+    given = {name.removeprefix(PREFIX).lower(): value for name, value in names.items() if name in known and value}
+    try:
+        return Settings(**{**given, **overrides})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise ConfigurationError(
+            f"{PREFIX}{field.upper()}={first['input']!r} is refused: {first['msg']}. "
+            f"It means: {Settings.model_fields[field].description}"
+        ) from error
+
+
+def publish(settings: Settings) -> None:
+    """Writes the settings back into the environment, from where worker processes read them again."""
+    for name, value in settings.model_dump(mode="json", exclude_none=True).items():
+        os.environ[PREFIX + name.upper()] = str(value)
