@@ -1,0 +1,161 @@
+"""Where users' histories live between two requests.
+
+One protocol, three stores: `memory` for tests and floors, `sqlite` embedded and durable, `redis` shared by replicas.
+They differ in where the bytes are and in nothing else; `tests/contracts/test_sessions.py` holds all three to it.
+
+The rules of a history, the same everywhere:
+
+- Events are ordered by their timestamp; events of equal time keep the order in which they arrived.
+- At most `cap` events are kept. The oldest go first, and an event older than all of a full history is `too_old`.
+- An `event_id` already seen for that user is a `duplicate`: as long as its event is kept, and for at least
+  `dedup_ttl_s` after it arrived.
+- A user without an accepted event for `ttl_s` is forgotten.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import time
+from typing import Any, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from service.errors import ConfigurationError
+
+HISTORY_CAP = 1000  # events per user; the longest history the API takes and gives
+HISTORY_TTL_S = 90 * 86_400.0
+DEDUP_TTL_S = 86_400.0  # a client that retries an event does so within the day
+STORE_TIMEOUT_S = 1.0  # an upper bound; a caller with less time cancels, which is always safe
+
+Outcome = Literal["accepted", "duplicate", "too_old"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One interaction as it is kept: `timestamp` in seconds since 1970, `context` anything that JSON can hold."""
+
+    item_id: str
+    event_type: str
+    value: float | None
+    timestamp: float
+    event_id: str | None = None
+    recommendation_id: str | None = None
+    context: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What became of each event, in the order given, and the history after them, oldest first."""
+
+    outcomes: tuple[Outcome, ...]
+    history: list[StoredEvent]
+
+
+class SessionStore(Protocol):
+    """Histories by user id.
+
+    Every call may raise `StoreUnavailable`, within the store's `timeout_s`. Cancelling a call is always safe: it
+    disturbs no other call, and an append not yet under way is not made.
+    """
+
+    name: str
+    durable: bool
+
+    async def open(self) -> None:
+        """Acquire what the store needs. A store over a network does not connect yet: it may be away and come back."""
+
+    async def close(self) -> None:
+        """Finish what is under way and release everything; later calls raise `StoreUnavailable`."""
+
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> AppendResult:
+        """Add events to one history and read it back, as one atomic step.
+
+        Raises:
+            InvalidRequest: an event that cannot be stored (a time that is not finite, a context that is not JSON);
+                nothing of the call is stored then.
+        """
+
+    async def append_many(
+        self, batches: Mapping[str, Sequence[StoredEvent]], *, read_back: bool = True
+    ) -> Mapping[str, AppendResult]:
+        """`append` for several users in one trip.
+
+        Each user's append is atomic. With `read_back` false the histories come back empty: whoever only wants the
+        outcomes of a bulk load should not pay for reading hundreds of histories.
+        """
+
+    async def history(self, user_id: str) -> list[StoredEvent]:
+        """The events of a user, oldest first, at most `cap`; empty for an unknown user."""
+
+    async def erase(self, user_id: str) -> bool:
+        """Forget a user, de-duplication included. True when there was something to forget."""
+
+    async def ping(self) -> None:
+        """Return when the store can serve; raise `StoreUnavailable` with the reason when it cannot."""
+
+
+def open_store(
+    url: str,
+    *,
+    cap: int = HISTORY_CAP,
+    ttl_s: float = HISTORY_TTL_S,
+    dedup_ttl_s: float = DEDUP_TTL_S,
+    timeout_s: float = STORE_TIMEOUT_S,
+    clock: Callable[[], float] = time,
+) -> SessionStore:
+    """The store that a URL names; call its `open` before use and its `close` after.
+
+    Args:
+        url: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...` or `rediss://...`.
+        cap: events kept per user, at least 1.
+        ttl_s: seconds without an accepted event after which a user is forgotten.
+        dedup_ttl_s: seconds for which an `event_id` is remembered at least; not more than `ttl_s`.
+        timeout_s: longest time that any call waits.
+        clock: wall-clock seconds since 1970. Redis keeps its own time, so that replicas agree.
+
+    Raises:
+        ConfigurationError: an unknown scheme, a URL without its parts, or limits that contradict each other.
+    """
+    if cap < 1:
+        raise ConfigurationError(f"a history of {cap} events cannot be kept; the cap must be at least 1")
+    if not 0 < dedup_ttl_s <= ttl_s:
+        raise ConfigurationError(
+            f"event ids cannot be remembered for {dedup_ttl_s:g} s in histories kept for {ttl_s:g} s; "
+            "the first must be above 0 and no longer than the second"
+        )
+    if timeout_s <= 0:
+        raise ConfigurationError(f"a store timeout of {timeout_s:g} s leaves no time for an answer; it must be above 0")
+    scheme = url.partition("://")[0].lower()
+    # Each store is imported when it is asked for: the Redis client alone takes longer to import than the service.
+    if scheme == "memory":
+        from service.sessions.memory import MemorySessionStore
+
+        return MemorySessionStore(cap=cap, ttl_s=ttl_s, dedup_ttl_s=dedup_ttl_s, clock=clock)
+    if scheme == "sqlite":
+        from service.sessions.sqlite import SqliteSessionStore
+
+        return SqliteSessionStore(
+            sqlite_path(url), cap=cap, ttl_s=ttl_s, dedup_ttl_s=dedup_ttl_s, timeout_s=timeout_s, clock=clock
+        )
+    if scheme in ("redis", "rediss"):
+        from service.sessions.redis import RedisSessionStore
+
+        return RedisSessionStore(url, cap=cap, ttl_s=ttl_s, dedup_ttl_s=dedup_ttl_s, timeout_s=timeout_s)
+    known = "memory://, sqlite:///path, redis://host:port/db and rediss://host:port/db"
+    if scheme == "redis+cluster":
+        raise ConfigurationError(f"redis+cluster:// is not yet supported as a session store; there are {known}")
+    # The rest of the URL is not repeated: it may hold a password.
+    raise ConfigurationError(f"{scheme!r} is not the scheme of a session store; there are {known}")
+
+
+def sqlite_path(url: str) -> str:
+    """The file that a `sqlite:` URL names: three slashes for a relative path, four for an absolute one."""
+    parts = urlsplit(url)
+    path = unquote(parts.path[1:])
+    if parts.netloc:
+        raise ConfigurationError(f"{url!r} has a host where none belongs; write sqlite:///{parts.netloc}{parts.path}")
+    if parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{url!r} has options, and a sqlite URL takes none; write a '?' in the path as %3F, a '#' as %23"
+        )
+    if not path or path.endswith("/") or path == ":memory:":
+        raise ConfigurationError(f"{url!r} names no file; write sqlite:///relative.db, or memory:// to keep nothing")
+    return path

@@ -1,0 +1,104 @@
+"""Histories in this process: for tests, for floors, for a first look. A restart forgets everything."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from service.errors import StoreUnavailable
+from service.sessions import AppendResult, StoredEvent
+from service.sessions.history import merge
+from service.sessions.payload import check, check_user_id
+
+_log = logging.getLogger(__name__)
+
+MAX_USERS = 100_000  # about 200 bytes per event in memory: 4 GB at 200 events each
+
+
+@dataclass(slots=True)
+class _User:
+    history: list[StoredEvent] = field(default_factory=list)
+    trimmed: dict[str, float] = field(default_factory=dict)  # event id -> when it may be forgotten
+    expires_at: float = 0.0
+
+
+class MemorySessionStore:
+    """A dictionary of histories, bounded by dropping the users who were least recently there."""
+
+    name = "memory"
+    durable = False
+
+    def __init__(
+        self, *, cap: int, ttl_s: float, dedup_ttl_s: float, clock: Callable[[], float], max_users: int = MAX_USERS
+    ) -> None:
+        self._cap = cap
+        self._ttl_s = ttl_s
+        self._dedup_ttl_s = dedup_ttl_s
+        self._clock = clock
+        self._max_users = max_users
+        self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
+        self._is_closed = False
+
+    async def open(self) -> None:
+        _log.warning(
+            "NOT FOR PRODUCTION: histories are kept in this process only; a restart loses them, and other workers "
+            "do not see them. Set SEQUITUR_STORE to sqlite:///path or redis://host:port/0."
+        )
+
+    async def close(self) -> None:
+        self._is_closed = True
+        self._users.clear()
+
+    async def append(self, user_id: str, events: Sequence[StoredEvent]) -> AppendResult:
+        return (await self.append_many({user_id: events}))[user_id]
+
+    async def append_many(
+        self, batches: Mapping[str, Sequence[StoredEvent]], *, read_back: bool = True
+    ) -> Mapping[str, AppendResult]:
+        self._refuse_when_closed("append")
+        for user_id, events in batches.items():
+            check(user_id, events)
+        # No await from here on: that is what makes it atomic.
+        return {user_id: self._append(user_id, events, read_back) for user_id, events in batches.items()}
+
+    async def history(self, user_id: str) -> list[StoredEvent]:
+        self._refuse_when_closed("history")
+        user = self._live(check_user_id(user_id))
+        return list(user.history) if user else []
+
+    async def erase(self, user_id: str) -> bool:
+        self._refuse_when_closed("erase")
+        was_there = self._live(check_user_id(user_id)) is not None
+        self._users.pop(user_id, None)
+        return was_there
+
+    async def ping(self) -> None:
+        self._refuse_when_closed("ping")
+
+    def _append(self, user_id: str, events: Sequence[StoredEvent], read_back: bool) -> AppendResult:
+        now = self._clock()
+        user = self._live(user_id) or _User()
+        user.trimmed = {event_id: until for event_id, until in user.trimmed.items() if until > now}
+        merged = merge(user.history, events, cap=self._cap, was_trimmed=user.trimmed.__contains__)
+        if "accepted" in merged.outcomes:
+            user.history = merged.history
+            user.trimmed |= {e.event_id: now + self._dedup_ttl_s for e in merged.trimmed if e.event_id is not None}
+            user.expires_at = now + self._ttl_s
+            self._users[user_id] = user
+            while len(self._users) > self._max_users:
+                self._users.popitem(last=False)
+        return AppendResult(merged.outcomes, list(merged.history) if read_back else [])
+
+    def _live(self, user_id: str) -> _User | None:
+        user = self._users.get(user_id)
+        if user is None:
+            return None
+        if user.expires_at <= self._clock():
+            del self._users[user_id]
+            return None
+        self._users.move_to_end(user_id)
+        return user
+
+    def _refuse_when_closed(self, operation: str) -> None:
+        if self._is_closed:
+            raise StoreUnavailable(operation, "the memory store is closed")

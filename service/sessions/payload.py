@@ -1,0 +1,68 @@
+"""An event as bytes, the same in SQLite and in Redis.
+
+A payload is a JSON array: item id, event type, value, recommendation id, context; what is absent at the end is left
+out. Timestamp and event id travel beside it, because the stores order and de-duplicate by them.
+
+Encoding is strict so that decoding cannot fail: a history that cannot be read back would poison its user for good.
+"""
+
+from collections.abc import Iterable
+from math import isfinite
+
+import orjson
+
+from service.errors import InvalidRequest
+from service.sessions import StoredEvent
+
+
+def encode(event: StoredEvent) -> bytes:
+    """The payload of an event; one line, never a raw control character.
+
+    Raises:
+        InvalidRequest: a time or value that is not finite, or something JSON cannot hold.
+    """
+    if not isfinite(event.timestamp):
+        raise _refused("timestamp", f"{event.timestamp!r} is not a point in time; give seconds since 1970")
+    if event.value is not None and not isfinite(event.value):
+        raise _refused("value", f"{event.value!r} is not a finite number; leave it out where there is none")
+    fields: list[object] = [event.item_id, event.event_type]
+    if event.context is not None:
+        fields += [event.value, event.recommendation_id, dict(event.context)]
+    elif event.recommendation_id is not None:
+        fields += [event.value, event.recommendation_id]
+    elif event.value is not None:
+        fields += [event.value]
+    try:
+        if event.event_id is not None:
+            event.event_id.encode()  # an id that is not text would only fail later, inside somebody else's batch
+        return orjson.dumps(fields)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise _refused("event", f"it cannot be kept as JSON: {error}") from error
+
+
+def decode(timestamp: float, event_id: str | None, payload: bytes) -> StoredEvent:
+    """The event that `encode` was given."""
+    fields = orjson.loads(payload)
+    fields += [None] * (5 - len(fields))
+    item_id, event_type, value, recommendation_id, context = fields
+    return StoredEvent(item_id, event_type, value, timestamp, event_id, recommendation_id, context)
+
+
+def check_user_id(user_id: str) -> str:
+    """The user id itself, when it is text that every store can hold."""
+    try:
+        user_id.encode()
+    except UnicodeEncodeError as error:
+        raise _refused("user_id", f"{user_id!r} is not valid Unicode text: {error.reason}") from error
+    return user_id
+
+
+def check(user_id: str, events: Iterable[StoredEvent]) -> None:
+    """Refuse what `encode` would refuse."""
+    check_user_id(user_id)
+    for event in events:
+        encode(event)
+
+
+def _refused(field: str, reason: str) -> InvalidRequest:
+    return InvalidRequest([{"loc": field, "msg": reason}])

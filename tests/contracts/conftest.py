@@ -1,0 +1,107 @@
+"""The three session stores behind one face, each with a way to let time pass."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+import redis
+from redis_server import RedisServer
+
+from service.sessions import SessionStore, open_store
+
+T = TypeVar("T")
+
+
+class Room(Protocol):
+    """A place where a store keeps its bytes; several stores may be opened on it, one after the other or at once."""
+
+    def store(self, **limits: Any) -> SessionStore: ...
+
+    def run(self, story: Callable[[SessionStore], Awaitable[T]], **limits: Any) -> T: ...
+
+    def advance(self, seconds: float) -> None: ...
+
+    def contents(self) -> bytes: ...
+
+
+class _Room:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.now = 1_700_000_000.0
+
+    def store(self, **limits: Any) -> SessionStore:
+        return open_store(self.url, clock=lambda: self.now, **limits)
+
+    def run(self, story: Callable[[SessionStore], Awaitable[T]], **limits: Any) -> T:
+        """Open a store, let the story use it, close it."""
+
+        async def told() -> T:
+            store = self.store(**limits)
+            await store.open()
+            try:
+                return await story(store)
+            finally:
+                await store.close()
+
+        return asyncio.run(told())
+
+    def advance(self, seconds: float) -> None:
+        """Let wall-clock time pass."""
+        self.now += seconds
+
+    def contents(self) -> bytes:
+        """Everything that is kept outside of this process."""
+        return b""
+
+
+class _FileRoom(_Room):
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"sqlite:///{path}")
+        self._path = path
+
+    def contents(self) -> bytes:
+        return b"".join(path.read_bytes() for path in self._path.parent.glob(f"{self._path.name}*"))
+
+
+class _RedisRoom(_Room):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._client = redis.Redis.from_url(url)
+        self._client.flushall()
+
+    def advance(self, seconds: float) -> None:
+        """What Redis would look like by then: keys nearer to their end, remembered ids older."""
+        for key in self._client.scan_iter():
+            remaining_ms = self._client.pttl(key)
+            assert remaining_ms > 0, f"{key!r} never expires"
+            self._client.pexpire(key, max(0, remaining_ms - round(seconds * 1000)))
+            if self._client.type(key) == b"zset":
+                for member in self._client.zrange(key, 0, -1):
+                    self._client.zincrby(key, -seconds * 1000, member)
+
+    def contents(self) -> bytes:
+        return b"".join(key + (self._client.dump(key) or b"") for key in self._client.scan_iter())
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+def room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Room]:
+    """Each store in turn, empty."""
+    if request.param == "memory":
+        yield _Room("memory://")
+    elif request.param == "sqlite":
+        yield _FileRoom(tmp_path / "sessions.db")
+    else:
+        redis_room = _RedisRoom(request.getfixturevalue("redis_server").url)
+        yield redis_room
+        redis_room.close()
