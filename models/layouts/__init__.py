@@ -1,0 +1,17 @@
+"""The layouts by name: how logs are published, and how each becomes rows of one form."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from models.layouts import movielens, recbole, sequences, sessions, tables
+from models.layouts.layout import Layout, Sources
+
+__all__ = ["Layout", "Sources", "layouts"]
+
+_FAMILIES = (tables, movielens, recbole, sequences, sessions)
+_LAYOUTS = MappingProxyType({layout.name: layout for family in _FAMILIES for layout in family.LAYOUTS})
+
+
+def layouts() -> Mapping[str, Layout]:
+    """Every layout by its name."""
+    return _LAYOUTS
