@@ -15,7 +15,7 @@ The rules of a history, the same everywhere:
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import time
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from service.errors import ConfigurationError
@@ -28,9 +28,12 @@ STORE_TIMEOUT_S = 1.0  # an upper bound; a caller with less time cancels, which 
 Outcome = Literal["accepted", "duplicate", "too_old"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """One interaction as it is kept: `timestamp` in seconds since 1970, `context` anything that JSON can hold."""
+class StoredEvent(NamedTuple):
+    """One interaction as it is kept: `timestamp` in seconds since 1970, `context` anything that JSON can hold.
+
+    A tuple, because a history may be a thousand of these on every request, and a frozen dataclass takes three times
+    as long to make (0.8 against 0.25 ms per thousand).
+    """
 
     item_id: str
     event_type: str

@@ -42,9 +42,10 @@ def encode(event: StoredEvent) -> bytes:
 
 def decode(timestamp: float, event_id: str | None, payload: bytes) -> StoredEvent:
     """The event that `encode` was given."""
-    fields = orjson.loads(payload)
-    fields += [None] * (5 - len(fields))
-    item_id, event_type, value, recommendation_id, context = fields
+    item_id, event_type, *rest = orjson.loads(payload)
+    if not rest:
+        return StoredEvent(item_id, event_type, None, timestamp, event_id)
+    value, recommendation_id, context = (*rest, None, None)[:3]
     return StoredEvent(item_id, event_type, value, timestamp, event_id, recommendation_id, context)
 
 
