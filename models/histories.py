@@ -4,22 +4,17 @@ The log speaks ids and strings; training and evaluation speak rows. This is the 
 other. All users lie in one ragged array, so a million events are a few NumPy arrays and a user's history is a view.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from models.events import EventLog
 from retrieval.catalog import Catalog
 from retrieval.errors import InvalidInput
 from retrieval.sequences import PAD_ROW, FloatArray, History, IntArray
-
-if TYPE_CHECKING:
-    from models.events import EventLog
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +64,7 @@ class Histories:
         """float64, shape (N + 1,): events per catalog row."""
         return np.bincount(self.rows, minlength=n_items + 1).astype(np.float64)
 
-    def keep(self, events: npt.NDArray[np.bool_]) -> Histories:
+    def keep(self, events: npt.NDArray[np.bool_]) -> "Histories":
         """The histories made of the marked events alone; every user stays, some perhaps empty.
 
         Args:
@@ -86,7 +81,7 @@ class Histories:
         )
 
     @classmethod
-    def from_rows(cls, histories: Sequence[Sequence[int]]) -> Histories:
+    def from_rows(cls, histories: Sequence[Sequence[int]]) -> "Histories":
         """Histories that have only items: type 0, no values, times 0, 1, 2, ... and users `0`, `1`, ..."""
         offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
         rows = np.array([row for history in histories for row in history], dtype=np.int64)
@@ -96,7 +91,7 @@ class Histories:
         return cls(offsets, rows, np.zeros(len(rows), np.int64), nothing, times, users, ordered_only=True)
 
     @classmethod
-    def from_log(cls, log: EventLog, catalog: Catalog, event_types: Sequence[str]) -> Histories:
+    def from_log(cls, log: EventLog, catalog: Catalog, event_types: Sequence[str]) -> "Histories":
         """The log in rows of `catalog`, users in the order in which the log first names them.
 
         Events of items that the catalog does not hold are left out and counted in `dropped`: a bundle may be evaluated
@@ -131,7 +126,8 @@ class Histories:
 
 def event_type_vocabulary(log: EventLog) -> tuple[str, ...]:
     """The event types of a log, the most frequent first, names breaking ties."""
-    counted = log.events["event_type"].value_counts().sort(["count", "event_type"], descending=[True, False])
+    words = log.events["event_type"].cast(pl.String)  # categories sort in the order in which they were first met
+    counted = words.value_counts().sort(["count", "event_type"], descending=[True, False])
     return tuple(counted["event_type"].to_list())
 
 
@@ -153,7 +149,8 @@ def catalog_from_log(log: EventLog) -> Catalog:
     if described is None:
         return Catalog.build(ids, popularity=popularity)
     table = pl.DataFrame({"item_id": ids}).join(described, on="item_id", how="left", maintain_order="left")
-    attributes = {name: _attribute(table[name]) for name in table.columns if name not in ("item_id", "available")}
+    names = [name for name in table.columns if name not in ("item_id", "available")]
+    attributes = {name: table[name].to_list() for name in names if table[name].null_count() < len(ids)}
     shown = table["available"].fill_null(True).to_numpy() if "available" in table.columns else None
     return Catalog.build(ids, popularity=popularity, available=shown, attributes=attributes)
 
@@ -163,16 +160,9 @@ def with_popularity(catalog: Catalog, histories: Histories) -> Catalog:
     return replace(catalog, popularity=histories.counts(len(catalog)))
 
 
-def _attribute(column: pl.Series) -> list[Any]:
-    """The values of an attribute; `categories` written as one string are split at `|`."""
-    if column.name == "categories" and column.dtype == pl.String:
-        return [None if text is None else [word for word in text.split("|") if word] for text in column.to_list()]
-    return column.to_list()
-
-
 def _codes(column: pl.Series, vocabulary: Sequence[str]) -> IntArray:
     """int64: the position of each value in the vocabulary, counted from 1; 0 where it is not in it."""
-    codes = column.replace_strict(
+    codes = column.cast(pl.String).replace_strict(
         pl.Series(vocabulary, dtype=pl.String), pl.int_range(1, len(vocabulary) + 1, eager=True), default=0
     )
     return codes.cast(pl.Int64).to_numpy()

@@ -86,7 +86,12 @@ def test_catalog_rows_follow_the_ids_and_not_the_counts() -> None:
 
 
 def test_catalog_holds_items_that_have_no_event_and_their_attributes() -> None:
-    items = {"item_id": ["9", "77"], "title": ["Nine", None], "categories": ["a|b", None], "available": [False, None]}
+    items = {
+        "item_id": ["9", "77"],
+        "title": ["Nine", None],
+        "categories": [["a", "b"], None],
+        "available": [False, None],
+    }
     catalog = catalog_from_log(log(SMALL, items))
     assert catalog.ids == ("", "9", "10", "77")
     assert catalog.available.tolist() == [False, False, True, True]
