@@ -57,7 +57,7 @@ local function trim()
 end
 
 -- An id line starts with a quote, no other line does, and JSON has no raw line breaks: so a plain search of all stored
--- entries finds ids and nothing else, in half the time of taking the entries apart (0.7 against 1.2 ms at 1,000 events).
+-- entries finds ids and nothing else, in half the time of taking entries apart (0.7, not 1.2 ms, at 1,000 events).
 local function is_known(id)
   if not stored_lines then
     stored_lines = table.concat(entries, '\n')
