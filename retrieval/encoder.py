@@ -25,6 +25,11 @@ class SequenceEncoder(Protocol):
         ...
 
 
+def best_device() -> str:
+    """`cuda` where this onnxruntime was built for it, else `cpu`; whether there is a GPU shows when it is opened."""
+    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+
+
 class OnnxEncoder:
     """A graph of a bundle, run by onnxruntime.
 

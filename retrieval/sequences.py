@@ -54,6 +54,24 @@ class History:
         n = len(array)
         return cls(array, np.zeros(n, np.int64), np.full(n, np.nan, np.float32), np.arange(n, dtype=np.float64))
 
+    @classmethod
+    def of_events(
+        cls, rows: IntArray, event_types: Sequence[int], values: Sequence[float | None], timestamps: Sequence[float]
+    ) -> "History":
+        """A history from n events, oldest first, those without a row (PAD_ROW: unknown items) left out.
+
+        Args:
+            rows: int64, shape (n,), as `Catalog.rows` gives them.
+            event_types: n codes of the bundle's vocabulary.
+            values: n numbers; None where an event has none.
+            timestamps: n times, seconds since 1970.
+        """
+        known = rows != PAD_ROW
+        types = np.array(event_types, dtype=np.int64)
+        numbers = np.array(values, dtype=np.float32)  # None becomes NaN
+        times = np.array(timestamps, dtype=np.float64)
+        return cls(rows[known], types[known], numbers[known], times[known])
+
 
 EMPTY = History.of_rows([])
 

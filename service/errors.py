@@ -5,6 +5,7 @@ SequiturError                the root, in `retrieval.errors` with BundleError, E
 ├── InvalidRequest           a body or parameter that cannot mean anything
 │   └── MalformedJson        a body that is not JSON
 ├── BodyTooLarge             more bytes than a body may have
+├── UnsupportedMediaType     a body that says it is not JSON
 ├── Unauthenticated          no API key, or one that is not known
 ├── Forbidden                a key without the scope that the call needs
 ├── NotFound                 no such page or call
@@ -64,6 +65,15 @@ class BodyTooLarge(SequiturError):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body is larger than the limit of {limit_bytes} bytes; send less at once")
+
+
+class UnsupportedMediaType(SequiturError):
+    """A body that says it is something else than JSON."""
+
+    code = "unsupported_media_type"
+
+    def __init__(self, media: str) -> None:
+        super().__init__(f"a body of type {media[:80]!r} is not read; send `Content-Type: application/json`")
 
 
 class Unauthenticated(SequiturError):
@@ -136,6 +146,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     InvalidRequest: (422, "The request cannot mean anything"),
     InvalidFilter: (422, "The filter cannot be applied to this catalog"),
     BodyTooLarge: (413, "The body is too large"),
+    UnsupportedMediaType: (415, "The body is not declared as JSON"),
     Unauthenticated: (401, "An API key is needed"),
     Forbidden: (403, "This API key may not do that"),
     UnknownItem: (404, "No such item"),
@@ -207,12 +218,12 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
 
 def _written(loc: Sequence[str | int]) -> str:
     text = ""
-    for step in loc[1:] or loc[:1]:  # the first step says body, query or path
+    for step in loc[1:] if loc[:1] in (("query",), ("path",)) else loc:
         if isinstance(step, int):
             text += f"[{step}]"
         elif not step.startswith("<"):  # the name of a union's branch, see schemas.py
             text += f".{step}" if text else step
-    return text or str(loc[0])
+    return text or "body"
 
 
 def _message(found: Mapping[str, Any]) -> str:

@@ -1,0 +1,111 @@
+"""The application: wiring and lifespan, no logic."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from retrieval.errors import InvalidInput
+from retrieval.recommenders import Served
+from service import __version__, documentation, logs, settings
+from service.errors import ConfigurationError, of_http, of_validation
+from service.keys import open_keys
+from service.middleware import BodyLimit, Edge, Gate
+from service.routes import STATIC, api, pages, probes
+from service.schemas import MAX_BODY_BYTES
+from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
+from service.settings import Settings
+from service.state import serving
+
+
+def create_app(
+    given: Settings | None = None,
+    *,
+    served: Served | None = None,
+    store: SessionStore | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    now: Callable[[], float] = time.time,
+) -> FastAPI:
+    """The service.
+
+    Args:
+        given: the settings; read from the environment when left out, as a server's worker does.
+        served: a bundle that is loaded already; otherwise the lifespan loads the one of the settings.
+        store: a session store; otherwise the one of the settings.
+        clock: seconds from some fixed moment, for deadlines and timings.
+        now: seconds since 1970.
+
+    Raises:
+        ConfigurationError: the settings, the store's URL or the API keys are no good.
+    """
+    if given is None:
+        given = settings.read()
+        logs.configure(level=given.log_level, form=given.log_format)
+    chosen = given
+    keys = open_keys(chosen)
+    sessions = store or _open_store(chosen, now)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with serving(chosen, store=sessions, served=served, clock=clock, now=now) as state:
+            app.state.shell = state
+            yield
+            app.state.shell = None
+
+    app = FastAPI(
+        title="Sequitur",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=[
+            Middleware(Edge, clock=clock),
+            Middleware(Gate, keys=keys),
+            Middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES),
+        ],
+        exception_handlers={HTTPException: _http, RequestValidationError: _validation},
+    )
+    app.state.shell = None
+    for router in (api, probes, pages):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    app.openapi = lambda: documentation.openapi(app)  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(orjson.dumps(app.openapi()), media_type="application/json")
+
+    return app
+
+
+def _open_store(chosen: Settings, now: Callable[[], float]) -> SessionStore:
+    try:
+        return open_store(
+            chosen.store,
+            cap=chosen.history_cap,
+            ttl_s=chosen.history_ttl_s,
+            dedup_ttl_s=min(chosen.dedup_ttl_s, chosen.history_ttl_s),
+            # An event may take longer than a recommendation, which gives up by itself.
+            timeout_s=max(STORE_TIMEOUT_S, chosen.store_timeout_s),
+            clock=now,
+        )
+    except InvalidInput as error:
+        raise ConfigurationError(f"SEQUITUR_STORE or a limit of histories is refused: {error}") from error
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # it was registered for nothing else
+    raise of_http(error, method=request.method, path=request.url.path) from error
+
+
+async def _validation(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # it was registered for nothing else
+    raise of_validation(error.errors()) from error

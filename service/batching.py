@@ -1,0 +1,217 @@
+"""The micro-batcher: many callers, one worker thread, one run of the recommender for all who are waiting.
+
+It owes three things. It is **bounded**: a full queue refuses. It **always resolves**: every waiter gets a result, an
+error or its own cancellation, also when the worker fails and at shutdown. It **skips the abandoned**: who was cancelled
+or is out of time is dropped while the batch is built, before anything is computed.
+
+One task owns the queue; the others only append to it, all on the event loop, so there are no locks. A batch leaves when
+the worker is free: under load batches grow by themselves, and an idle service adds no waiting.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from retrieval.recommenders import Answer, Query, Stage
+from service import metrics
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.timing import Timings
+
+_log = logging.getLogger(__name__)
+
+Recommend = Callable[[Sequence[Query], Stage], list[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """An answer, and what it cost.
+
+    Attributes:
+        answer: of the recommender.
+        queue_s: from arrival to the start of its batch.
+        stages_s: seconds by stage, of the whole batch: everybody in it waited for all of it.
+        batch_size: how many travelled together.
+    """
+
+    answer: Answer
+    queue_s: float
+    stages_s: Mapping[str, float]
+    batch_size: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    query: Query
+    deadline: float  # on the batcher's clock
+    arrived: float
+    waiter: asyncio.Future[Batched]
+    is_dispatched: bool = field(default=False)
+
+
+class MicroBatcher:
+    """See the module.
+
+    Args:
+        recommend: runs in the worker thread; one answer per query, in order.
+        max_batch: most queries of one run.
+        queue_limit: most queries that may wait.
+        wait_s: how long the oldest query may wait for others while the worker is free.
+        clock: seconds from some fixed moment.
+    """
+
+    def __init__(
+        self, recommend: Recommend, *, max_batch: int, queue_limit: int, wait_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._recommend = recommend
+        self._max_batch = max_batch
+        self._queue_limit = queue_limit
+        self._wait_s = wait_s
+        self._clock = clock
+        self._queue: deque[_Entry] = deque()
+        self._arrival = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="recommender")
+        self._owner: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody serves the queue."""
+        return self._owner is not None and not self._owner.done()
+
+    def start(self) -> None:
+        """Begins to serve; call it on the event loop."""
+        self._owner = asyncio.create_task(self._own(), name="micro-batcher")
+
+    async def submit(self, query: Query, *, deadline: float) -> Batched:
+        """The answer to one query.
+
+        Args:
+            query: what to recommend.
+            deadline: on the batcher's clock, after which nobody wants the answer any more.
+
+        Raises:
+            Overloaded: the queue is full, or the service shuts down.
+            NotReady: nobody serves the queue.
+            DeadlineExceeded: the deadline came first.
+            Exception: what the recommender raised for this query.
+        """
+        if self._is_closing:
+            metrics.SHED.labels("shutdown").inc()
+            raise Overloaded("the service is shutting down; another replica will answer", reason="shutdown")
+        if not self.is_alive:
+            raise NotReady("the recommender's queue is not being served; the process has to be restarted")
+        if len(self._queue) >= self._queue_limit:
+            metrics.SHED.labels("queue_full").inc()
+            raise Overloaded(f"{self._queue_limit} requests are waiting for the model already", reason="queue_full")
+        now = self._clock()
+        entry = _Entry(query, deadline, now, asyncio.get_running_loop().create_future())
+        self._queue.append(entry)
+        metrics.QUEUE_DEPTH.set(len(self._queue))
+        self._arrival.set()
+        try:
+            async with asyncio.timeout(max(0.0, deadline - now)):
+                return await entry.waiter
+        except TimeoutError:
+            raise DeadlineExceeded("model" if entry.is_dispatched else "queue") from None
+
+    async def close(self) -> None:
+        """Serves whoever waits, refuses everyone after, and lets the worker go."""
+        self._is_closing = True
+        self._arrival.set()
+        if self._owner is not None:
+            await asyncio.wait([self._owner])
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def _own(self) -> None:
+        """Builds batches for as long as the service lives, then until nobody waits."""
+        batch: list[_Entry] = []
+        try:
+            while True:
+                self._arrival.clear()
+                if self._queue:
+                    reason = await self._gather()
+                    batch = self._next_batch()
+                    if batch:
+                        metrics.DISPATCH.labels(reason).inc()
+                        await self._run(batch)
+                elif self._is_closing:
+                    return
+                else:
+                    await self._arrival.wait()
+        finally:
+            # Reached with somebody still waiting only when this task was cancelled or is broken.
+            for entry in (*batch, *self._queue):
+                if not entry.waiter.done():
+                    entry.waiter.set_exception(NotReady("the recommender's queue is no longer served"))
+            self._queue.clear()
+
+    async def _gather(self) -> str:
+        """Waits for a fuller batch where that is wanted; returns what ended the waiting."""
+        if len(self._queue) >= self._max_batch:
+            return "full"
+        if self._wait_s == 0 or self._is_closing:
+            return "idle"
+        remaining = self._queue[0].arrived + self._wait_s - self._clock()
+        try:
+            async with asyncio.timeout(max(0.0, remaining)):
+                while len(self._queue) < self._max_batch and not self._is_closing:
+                    self._arrival.clear()
+                    await self._arrival.wait()
+        except TimeoutError:
+            return "waited"
+        return "full"
+
+    def _next_batch(self) -> list[_Entry]:
+        """The oldest waiters that still want an answer."""
+        batch: list[_Entry] = []
+        now = self._clock()
+        while self._queue and len(batch) < self._max_batch:
+            entry = self._queue.popleft()
+            if entry.waiter.done():  # its caller was cancelled or gave up
+                metrics.SHED.labels("abandoned").inc()
+            elif entry.deadline <= now:
+                metrics.SHED.labels("late").inc()
+                entry.waiter.set_exception(DeadlineExceeded("queue"))
+            else:
+                entry.is_dispatched = True
+                batch.append(entry)
+        metrics.QUEUE_DEPTH.set(len(self._queue))
+        return batch
+
+    async def _run(self, batch: list[_Entry]) -> None:
+        """Carries one batch through the worker and resolves everybody in it."""
+        started = self._clock()
+        metrics.BATCH_SIZE.observe(len(batch))
+        outcomes: Sequence[tuple[Answer | Exception, Timings]]
+        try:
+            loop = asyncio.get_running_loop()
+            outcomes = await loop.run_in_executor(self._worker, self._work, [entry.query for entry in batch])
+        except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
+            _log.exception("the worker thread failed")
+            outcomes = [(error, Timings(self._clock))] * len(batch)
+        for entry, (outcome, timings) in zip(batch, outcomes, strict=True):
+            if entry.waiter.done():
+                continue
+            if isinstance(outcome, Exception):
+                entry.waiter.set_exception(outcome)
+            else:
+                queue_s = started - entry.arrived
+                entry.waiter.set_result(Batched(outcome, queue_s, timings.seconds, len(batch)))
+
+    def _work(self, queries: list[Query]) -> Sequence[tuple[Answer | Exception, Timings]]:
+        """In the worker thread: everybody together and, where that fails, each alone, so that one does not harm all."""
+        timings = Timings(self._clock)
+        try:
+            answers = self._recommend(queries, timings)
+            if len(answers) != len(queries):
+                raise RuntimeError(f"the recommender gave {len(answers)} answers to {len(queries)} queries")
+        except BaseException as error:
+            if len(queries) > 1:
+                return [outcome for query in queries for outcome in self._work([query])]
+            if isinstance(error, Exception):
+                return [(error, timings)]
+            return [(RuntimeError(f"the recommender's worker was stopped by {type(error).__name__}"), timings)]
+        return [(answer, timings) for answer in answers]

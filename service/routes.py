@@ -1,0 +1,278 @@
+"""The endpoints, a few lines each: parse, ask, answer. What they promise to the docs stands beside what they do.
+
+Bodies are parsed here and not by the framework, which would parse them twice and validate answers that we wrote.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
+from pydantic import BaseModel, ValidationError
+from starlette.responses import FileResponse, Response
+
+from retrieval.errors import InvalidFilter, UnknownItem
+from service import metrics
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    MalformedJson,
+    NotFound,
+    NotReady,
+    Overloaded,
+    StoreUnavailable,
+    Unauthenticated,
+    UnsupportedMediaType,
+    of_validation,
+    responses,
+)
+from service.middleware import while_connected
+from service.pipeline import Pipeline
+from service.schemas import (
+    DEFAULT_K,
+    MAX_ID,
+    MAX_K,
+    EventsAnswer,
+    EventsRequest,
+    HistoryAnswer,
+    Liveness,
+    ModelAnswer,
+    Readiness,
+    RecommendationAnswer,
+    RecommendationRequest,
+    SimilarAnswer,
+)
+from service.state import State
+from service.users import Users
+
+STATIC = Path(__file__).parent / "static"
+Body = TypeVar("Body", bound=BaseModel)
+PathId = Annotated[str, PathParameter(min_length=1, max_length=MAX_ID)]
+K = Annotated[int, Query(ge=1, le=MAX_K, description="How many items.")]
+
+_KEYED: tuple[type[Exception], ...] = (Unauthenticated, Forbidden, NotReady, Exception)
+_BODY: tuple[type[Exception], ...] = (MalformedJson, InvalidRequest, BodyTooLarge, UnsupportedMediaType)
+
+api = APIRouter(prefix="/v1")
+probes = APIRouter()
+pages = APIRouter(include_in_schema=False)
+
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry of a body that an endpoint parses itself; `documentation.py` adds the schema."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _state(request: Request) -> State:
+    """What the lifespan put together.
+
+    Raises:
+        NotReady: it has not, or is taking it apart.
+    """
+    state: State | None = request.app.state.shell
+    if state is None:
+        raise NotReady("the bundle is not loaded and warm; try again in a moment")
+    return state
+
+
+def _pipeline(request: Request) -> Pipeline:
+    return _state(request).pipeline
+
+
+def _users(request: Request) -> Users:
+    return _state(request).users
+
+
+async def _parsed(request: Request, model: type[Body]) -> Body:
+    """The body as `model`.
+
+    Raises:
+        UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
+    """
+    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        # Browsers may send forms and plain text to other origins without asking; JSON they may not.
+        raise UnsupportedMediaType(media)
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise of_validation(error.errors(include_url=False)) from None
+
+
+def _json(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")
+
+
+def _timed(request: Request, answer: RecommendationAnswer | SimilarAnswer) -> Response:
+    """An answer with its stages in the header and in the log line, from the same numbers."""
+    stages = answer["timings_ms"]
+    request.state.log = stages
+    return _json(answer, headers={"server-timing": ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())})
+
+
+@api.post(
+    "/recommendations",
+    summary="Recommend items",
+    response_model=None,
+    openapi_extra=_takes(RecommendationRequest),
+    responses={
+        200: {"model": RecommendationAnswer, "description": "Exactly `k` items whenever `k` are eligible."},
+        **responses(*_BODY, InvalidFilter, *_KEYED, Overloaded, DeadlineExceeded),
+    },
+)
+async def recommend(request: Request) -> Response:
+    """Items for a user, a history or nobody in particular, best first.
+
+    Never an id outside the catalog or the filter, and never one twice. Where something is missing (no history, the
+    store away, time nearly over) a simpler answer comes, with `degraded` and why. Unknown users and items are no error.
+    """
+    asked = await _parsed(request, RecommendationRequest)
+    answer = await while_connected(request, _pipeline(request).recommend(asked, arrived=request.state.arrived))
+    return _timed(request, answer)
+
+
+@api.get(
+    "/users/{user_id:path}/recommendations",
+    summary="Recommend items, the simple form",
+    response_model=None,
+    responses={
+        200: {"model": RecommendationAnswer, "description": "Exactly `k` items whenever `k` are eligible."},
+        **responses(InvalidRequest, *_KEYED, Overloaded, DeadlineExceeded),
+    },
+)
+async def recommend_for_user(request: Request, user_id: PathId, k: K = DEFAULT_K) -> Response:
+    """Items for a user from the stored history. It changes nothing."""
+    asked = RecommendationRequest(user_id=user_id, k=k)
+    answer = await while_connected(request, _pipeline(request).recommend(asked, arrived=request.state.arrived))
+    return _timed(request, answer)
+
+
+@api.get(
+    "/items/{item_id:path}/similar",
+    summary="Items like one item",
+    response_model=None,
+    responses={
+        200: {"model": SimilarAnswer, "description": "The nearest items, never the item itself."},
+        **responses(InvalidRequest, UnknownItem, *_KEYED, Overloaded),
+    },
+)
+async def similar(request: Request, item_id: PathId, k: K = DEFAULT_K) -> Response:
+    """The items whose vectors lie nearest."""
+    return _timed(request, await while_connected(request, _pipeline(request).similar(item_id, k)))
+
+
+@api.post(
+    "/events",
+    summary="Remember events",
+    response_model=None,
+    status_code=202,
+    openapi_extra=_takes(EventsRequest),
+    responses={
+        202: {"model": EventsAnswer, "description": "All are stored; visible to the very next recommendation."},
+        **responses(*_BODY, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def record(request: Request) -> Response:
+    """Stores up to 500 events, or none of them and an error that names the bad one."""
+    body = await _parsed(request, EventsRequest)
+    return _json(await _users(request).record(body.events), status=202)
+
+
+@api.get(
+    "/users/{user_id:path}/history",
+    summary="See a history",
+    response_model=None,
+    responses={
+        200: {"model": HistoryAnswer, "description": "Oldest first; empty for an unknown user."},
+        **responses(InvalidRequest, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def history(request: Request, user_id: PathId) -> Response:
+    """All that is remembered of a user."""
+    return _json(await _users(request).history(user_id))
+
+
+@api.delete(
+    "/users/{user_id:path}",
+    summary="Forget a user",
+    response_model=None,
+    status_code=204,
+    responses={
+        204: {"description": "Nothing is remembered any more."},
+        **responses(InvalidRequest, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def erase(request: Request, user_id: PathId) -> Response:
+    """Erases the history of a user and the event ids that were remembered; one who is unknown is forgotten already."""
+    await _users(request).erase(user_id)
+    return Response(status_code=204)
+
+
+@api.get(
+    "/model",
+    summary="What is being served",
+    response_model=None,
+    responses={200: {"model": ModelAnswer, "description": "The bundle's own account."}, **responses(*_KEYED)},
+)
+async def model(request: Request) -> Response:
+    """Bundle, digest, data dates, catalog size and measured quality."""
+    return _json(_state(request).about())
+
+
+@probes.get(
+    "/livez",
+    summary="The process lives",
+    response_model=None,
+    responses={200: {"model": Liveness, "description": "It does."}},
+)
+async def livez() -> Response:
+    """Whether to leave the process alone: it answers."""
+    return _json({"status": "alive"})
+
+
+@probes.get(
+    "/readyz",
+    summary="Ready to serve",
+    response_model=None,
+    responses={200: {"model": Readiness, "description": "A bundle is loaded and warm."}, **responses(NotReady)},
+)
+async def readyz(request: Request) -> Response:
+    """Whether to send requests here. A store that is away is a degraded state, not an unready one."""
+    return _json(await _state(request).readiness())
+
+
+@probes.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_model=None,
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Text format."},
+        **responses(Unauthenticated, Forbidden),
+    },
+)
+async def prometheus() -> Response:
+    """Every number that this service keeps."""
+    return Response(metrics.exposition(), headers={"content-type": metrics.CONTENT_TYPE})
+
+
+@pages.get("/")
+async def playground() -> Response:
+    """The page."""
+    return _page("index.html")
+
+
+@pages.get("/docs")
+async def docs() -> Response:
+    """The API, rendered from /openapi.json by a page of our own that asks nobody else for anything."""
+    return _page("docs.html")
+
+
+def _page(name: str) -> Response:
+    file = STATIC / name
+    if not file.is_file():
+        raise NotFound(f"this installation has no page {name}; the API is described at /openapi.json")
+    return FileResponse(file, media_type="text/html")

@@ -1,0 +1,321 @@
+"""The wire format: what callers send and get, in their own ids, with the examples that the docs show.
+
+Requests are pydantic models that refuse what they do not know, because a misspelt `filter` that silently does nothing
+shows the wrong items. Answers are typed dictionaries: they describe what is sent and cost nothing to send.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from retrieval.filters import OPS
+from service.errors import InvalidRequest
+
+MAX_BODY_BYTES = 1 << 20
+MAX_ID = 256  # characters
+MAX_WORD = 64  # characters of an event type or of a context's name
+MAX_HISTORY = 1_000  # events
+MAX_EVENTS = 500  # per call
+MAX_K = 500
+DEFAULT_K = 20
+MAX_CONTEXT = 32  # entries
+MAX_IDS = 10_000  # in one list of a filter
+MAX_DEADLINE_MS = 10_000
+CLOCK_SKEW_S = 86_400.0  # how far ahead of ours a caller's clock may be; milliseconds lie 50,000 years ahead
+
+
+def parse_time(value: Any) -> Any:
+    """Seconds since 1970 from a number or from ISO 8601; a time without zone is UTC."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+            value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise PydanticCustomError("time", "a time is seconds since 1970 or ISO 8601") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("time", "a time is seconds since 1970 or ISO 8601")
+    if not math.isfinite(value) or value < 0:
+        raise PydanticCustomError("time", "a time must be finite and not before 1970")
+    return float(value)
+
+
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID, strict=True)]
+Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD, strict=True)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Time = Annotated[
+    float,
+    BeforeValidator(parse_time, json_schema_input_type=float | str),
+    Field(description="Seconds since 1970, or ISO 8601."),
+]
+Scalar = Annotated[str, Field(max_length=MAX_ID)] | bool | int | Number | None
+Context = Annotated[dict[Word, Scalar], Field(max_length=MAX_CONTEXT)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HistoryEvent(_Body):
+    """One event of a history that the caller holds."""
+
+    item_id: Id
+    event_type: Word = "view"
+    value: Number | None = None
+    timestamp: Time | None = Field(default=None, description="Left out: the moment of the request.")
+
+
+class Event(HistoryEvent):
+    """One event to remember."""
+
+    user_id: Id
+    timestamp: Time | None = Field(default=None, description="Left out: the moment of arrival.")
+    event_id: Id | None = Field(
+        default=None, description="An event with an id already seen for this user is a duplicate."
+    )
+    recommendation_id: Id | None = Field(default=None, description="The recommendation that this event followed.")
+    context: Context | None = None
+
+
+class EventsRequest(_Body):
+    """Events, each stored or the whole call refused."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"events": [{"user_id": "anna", "item_id": "b42", "event_type": "click"}]}}
+    )
+
+    events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class Categories(_Body):
+    """Conditions on categories."""
+
+    any: list[Id] = Field(default=[], max_length=MAX_IDS, description="At least one of these; empty: no condition.")
+    none: list[Id] = Field(default=[], max_length=MAX_IDS, description="None of these.")
+
+
+class AttributeCondition(_Body):
+    """A condition on one attribute of the catalog."""
+
+    name: Id
+    op: Literal[OPS]  # type: ignore[valid-type]
+    value: Number | str | list[Number | str]
+
+
+class FilterRequest(_Body):
+    """What may be returned; all of it must hold."""
+
+    exclude_ids: list[Id] = Field(default=[], max_length=MAX_IDS)
+    include_ids: list[Id] = Field(default=[], max_length=MAX_IDS, description="Nothing else; empty: no condition.")
+    categories: Categories = Categories()
+    attributes: list[AttributeCondition] = Field(default=[], max_length=MAX_CONTEXT)
+
+
+def _history_kind(value: Any) -> str:
+    return "<id>" if isinstance(value, str) else "<event>"
+
+
+HistoryEntry = Annotated[
+    Annotated[Id, Tag("<id>")] | Annotated[HistoryEvent, Tag("<event>")], Discriminator(_history_kind)
+]
+
+
+class RecommendationRequest(_Body):
+    """For whom, how many, and what may be shown.
+
+    With a `history`, that is what the model reads. With a `user_id`, the stored history is what it reads where no
+    `history` is given, and what counts as seen in any case.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "user_id": "anna",
+                "k": 5,
+                "filter": {
+                    "categories": {"none": ["horror"]},
+                    "attributes": [{"name": "price", "op": "<=", "value": 20}],
+                },
+            }
+        }
+    )
+
+    user_id: Id | None = None
+    history: list[HistoryEntry] = Field(
+        default=[],
+        max_length=MAX_HISTORY,
+        description="Item ids or events, oldest first. Unknown items are passed over.",
+    )
+    k: Annotated[int, Field(ge=1, le=MAX_K, strict=True)] = DEFAULT_K
+    placement: Word | None = Field(default=None, description="Where it will be shown.")
+    context: Context = {}
+    filter: FilterRequest = FilterRequest()
+    exclude_seen: Annotated[bool, Field(strict=True)] | None = Field(
+        default=None, description="Leave out what the history holds; left out: as the model says."
+    )
+    diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    model: Word | None = Field(default=None, description="The served model's name or `default`.")
+    consent: Annotated[bool, Field(strict=True)] = Field(
+        default=True, description="false: nothing is read or stored, only this body counts."
+    )
+    deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS, strict=True)] | None = None
+    explain: Annotated[bool, Field(strict=True)] = False
+
+    @field_validator("diversity")
+    @classmethod
+    def _not_yet(cls, value: float) -> float:
+        if value:
+            raise PydanticCustomError("unsupported", "diversity is not supported yet; leave it out or send 0")
+        return value
+
+
+def check_times(events: Sequence[HistoryEvent | str], now: float, *, field: str) -> None:
+    """Refuses events of the future; the schema cannot, because it knows no clock.
+
+    Raises:
+        InvalidRequest: names every event that lies more than `CLOCK_SKEW_S` ahead of `now`.
+    """
+    errors = [
+        {
+            "loc": f"{field}[{place}].timestamp",
+            "msg": f"{event.timestamp:.15g} is more than a day ahead of this service's clock; send seconds since 1970, "
+            "not milliseconds",
+        }
+        for place, event in enumerate(events)
+        if not isinstance(event, str) and event.timestamp is not None and event.timestamp > now + CLOCK_SKEW_S
+    ]
+    if errors:
+        raise InvalidRequest(errors)
+
+
+class EventResult(TypedDict):
+    """What became of one event, in the order given."""
+
+    outcome: Annotated[
+        Literal["accepted", "duplicate", "too_old"],
+        Field(description="`too_old`: older than everything in a history that is full."),
+    ]
+    known: Annotated[bool, Field(description="Whether the served catalog has the item; it is kept either way.")]
+    event_id: NotRequired[str]
+
+
+class EventsAnswer(TypedDict):
+    """What became of the events."""
+
+    accepted: int
+    results: list[EventResult]
+
+
+class RecommendedItem(TypedDict):
+    """One recommendation. Scores compare within one source."""
+
+    item_id: str
+    score: float
+    rank: int
+    source: Annotated[str, Field(description="`retrieval`, `popular` or `similar`.")]
+    attributes: NotRequired[dict[str, Any]]
+
+
+class ServedModel(TypedDict):
+    """What answered."""
+
+    name: str
+    bundle: str
+    variant: str
+
+
+class RecommendationAnswer(TypedDict):
+    """A list of recommendations, and how it came about."""
+
+    recommendation_id: str
+    items: list[RecommendedItem]
+    next: Annotated[str | None, Field(description="Always null in this version.")]
+    model: ServedModel
+    degraded: bool
+    degraded_reasons: list[str]
+    timings_ms: dict[str, float]
+
+
+class SimilarAnswer(TypedDict):
+    """Items like one item."""
+
+    item_id: str
+    items: list[RecommendedItem]
+    model: ServedModel
+    timings_ms: dict[str, float]
+
+
+class HistoryItem(TypedDict):
+    """One event that is remembered."""
+
+    item_id: str
+    event_type: str
+    value: float | None
+    timestamp: float
+    event_id: NotRequired[str]
+    recommendation_id: NotRequired[str]
+    context: NotRequired[Mapping[str, Any]]
+
+
+class HistoryAnswer(TypedDict):
+    """What is remembered of a user, oldest first; empty for a user who is not known."""
+
+    user_id: str
+    events: list[HistoryItem]
+
+
+class ModelAnswer(TypedDict):
+    """What is being served."""
+
+    name: str
+    kind: str
+    bundle: str
+    digest: str
+    created: str
+    git_commit: str
+    seed: int
+    data: Mapping[str, Any]
+    catalog_items: int
+    window: int
+    event_types: list[str]
+    exclude_seen: bool
+    hyper_parameters: Mapping[str, Any]
+    index: Mapping[str, Any]
+    metrics: Annotated[Mapping[str, Any], Field(description="Measured quality: protocol, metric, value.")]
+
+
+class Readiness(TypedDict):
+    """Ready to serve; the store may be away all the same."""
+
+    status: Literal["ready"]
+    bundle: str
+    store: Literal["ok", "away"]
+
+
+class Liveness(TypedDict):
+    """The process lives."""
+
+    status: Literal["alive"]
+
+
+class ProblemError(TypedDict):
+    """One thing wrong with a request."""
+
+    loc: str
+    msg: str
+
+
+class Problem(TypedDict):
+    """RFC 9457, with our stable `code` and the request's id."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: NotRequired[list[ProblemError]]

@@ -1,0 +1,181 @@
+"""What one process holds while it serves: loaded, warmed, and taken apart again.
+
+`serving` is the life of a process, read from top to bottom. The store may be away when it begins; a bundle may not.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from retrieval.bundle import Bundle
+from retrieval.encoder import best_device
+from retrieval.errors import BundleError, BundleForeign
+from retrieval.recommenders import Served, load
+from service import metrics
+from service.batching import MicroBatcher
+from service.errors import NotReady, StoreUnavailable
+from service.permits import Permits
+from service.pipeline import VARIANT, Pipeline
+from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, ModelAnswer, Readiness, RecommendationRequest
+from service.sessions import SessionStore
+from service.settings import Settings
+from service.users import Users
+
+_log = logging.getLogger(__name__)
+
+WARMUP_ROUNDS = 2  # the first run of a shape allocates, the second shows what it costs
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that answers."""
+
+    served: Served
+    store: SessionStore
+    batcher: MicroBatcher
+    pipeline: Pipeline
+    users: Users
+    store_timeout_s: float
+
+    def about(self) -> ModelAnswer:
+        """What is being served."""
+        bundle = self.served.bundle
+        manifest = bundle.manifest
+        return {
+            "name": manifest.model,
+            "kind": manifest.kind,
+            "bundle": bundle.name,
+            "digest": bundle.digest,
+            "created": manifest.created,
+            "git_commit": manifest.git_commit,
+            "seed": manifest.seed,
+            "data": manifest.data,
+            "catalog_items": len(self.served.catalog),
+            "window": manifest.window,
+            "event_types": list(manifest.event_types),
+            "exclude_seen": manifest.exclude_seen,
+            "hyper_parameters": manifest.hyper_parameters,
+            "index": {**manifest.index, "served": self.served.index.name},
+            "metrics": manifest.metrics,
+        }
+
+    async def readiness(self) -> Readiness:
+        """Ready, with a word about the store.
+
+        Raises:
+            NotReady: nobody serves the recommender's queue.
+        """
+        if not self.batcher.is_alive:
+            raise NotReady("the recommender's queue is not being served; restart the process")
+        try:
+            async with asyncio.timeout(self.store_timeout_s):
+                await self.store.ping()
+        except (StoreUnavailable, TimeoutError):
+            metrics.STORE_ERRORS.labels("ping").inc()
+            return {"status": "ready", "bundle": self.served.bundle.name, "store": "away"}
+        return {"status": "ready", "bundle": self.served.bundle.name, "store": "ok"}
+
+
+def load_bundle(settings: Settings) -> Served:
+    """The bundle of the settings, on the device that they name.
+
+    Raises:
+        BundleError: it cannot be served; the message says why.
+    """
+    started = time.perf_counter()
+    bundle = Bundle.open(settings.bundle_dir)
+    device = best_device() if settings.device == "auto" else settings.device
+    try:
+        served = load(bundle, threads=settings.threads, device=device)
+    except BundleForeign:
+        if settings.device != "auto" or device == "cpu":
+            raise
+        _log.warning("no GPU could be opened, serving from the CPU")
+        served = load(bundle, threads=settings.threads, device="cpu")
+    metrics.INDEX_BUILD_SECONDS.set(time.perf_counter() - started)
+    return served
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings,
+    *,
+    store: SessionStore,
+    served: Served | None,
+    clock: Callable[[], float],
+    now: Callable[[], float],
+) -> AsyncIterator[State]:
+    """The life of a process: load, open the store, warm up, serve, drain, close.
+
+    Raises:
+        BundleError: the bundle cannot be served, or fails its warm-up.
+    """
+    if served is None:
+        served = await asyncio.to_thread(load_bundle, settings)
+    manifest = served.bundle.manifest
+    metrics.BUNDLE_INFO.labels(served.bundle.name, manifest.model, manifest.kind).set(1)
+    metrics.INDEX_ITEMS.labels(served.index.name).set(len(served.catalog))
+
+    try:
+        await store.open()
+    except StoreUnavailable as error:
+        metrics.STORE_ERRORS.labels("open").inc()
+        _log.error("starting without the session store, answers will be degraded: %s", error)
+
+    permits = Permits(settings.max_in_flight)
+    batcher = MicroBatcher(
+        served.recommender.recommend,
+        max_batch=settings.max_batch,
+        queue_limit=settings.queue_limit,
+        wait_s=settings.batch_wait_ms / 1000,
+        clock=clock,
+    )
+    batcher.start()
+    pipeline = Pipeline(
+        served,
+        store=store,
+        batcher=batcher,
+        permits=permits,
+        deadline_s=settings.deadline_s,
+        store_timeout_s=settings.store_timeout_s,
+        clock=clock,
+        now=now,
+    )
+    users = Users(store, catalog=served.catalog, permits=permits, variant=VARIANT, now=now)
+    try:
+        await warm_up(pipeline, clock)
+        metrics.SWAPS.labels("ok").inc()
+        metrics.READY.set(1)
+        yield State(served, store, batcher, pipeline, users, settings.store_timeout_s)
+    finally:
+        metrics.READY.set(0)
+        await batcher.close()
+        await store.close()
+        metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)
+
+
+async def warm_up(pipeline: Pipeline, clock: Callable[[], float]) -> None:
+    """Replays the bundle's sample histories through the real pipeline: one by one, then all at once.
+
+    Raises:
+        BundleError: the model failed on one of them.
+    """
+    histories = pipeline.served.bundle.warmup or [[pipeline.served.catalog.ids[1]]]
+    asked = [
+        RecommendationRequest.model_validate(
+            {"history": history[-MAX_HISTORY:], "consent": False, "deadline_ms": MAX_DEADLINE_MS}
+        )
+        for history in histories
+    ]
+    answers = [await pipeline.recommend(one, arrived=clock()) for one in asked for _ in range(WARMUP_ROUNDS)]
+    answers += await asyncio.gather(*(pipeline.recommend(one, arrived=clock()) for one in asked))
+    failed = [answer for answer in answers if "encoder_failed" in answer["degraded_reasons"]]
+    if failed:
+        metrics.SWAPS.labels("failed").inc()
+        raise BundleError(
+            f"{pipeline.served.bundle.path} failed {len(failed)} of {len(answers)} warm-up requests, see the log; "
+            "export it again"
+        )

@@ -1,0 +1,127 @@
+"""What is remembered of users: events come in, a history goes out, and all of it can be erased.
+
+None of this can be degraded. An event that is not stored has to be refused, or it is lost without anybody knowing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from retrieval.catalog import Catalog
+from retrieval.sequences import PAD_ROW
+from service import metrics
+from service.errors import StoreUnavailable
+from service.permits import Permits
+from service.schemas import Event, EventResult, EventsAnswer, HistoryAnswer, HistoryItem, check_times
+from service.sessions import SessionStore, StoredEvent
+
+
+class Users:
+    """Events, histories and erasure.
+
+    Args:
+        store: histories by user.
+        catalog: tells which items are known.
+        permits: shared with the pipeline.
+        variant: the model variant that clicks are attributed to.
+        now: seconds since 1970.
+    """
+
+    def __init__(
+        self, store: SessionStore, *, catalog: Catalog, permits: Permits, variant: str, now: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._permits = permits
+        self._variant = variant
+        self._now = now
+
+    async def record(self, events: Sequence[Event]) -> EventsAnswer:
+        """Stores events: all of them, or none and an error.
+
+        Raises:
+            Overloaded: no permit.
+            InvalidRequest: a time too far ahead.
+            StoreUnavailable: nothing is sure to be stored; send them again, `event_id` de-duplicates.
+        """
+        with self._permits.hold():
+            now = self._now()
+            check_times(events, now, field="events")
+            places: dict[str, list[int]] = {}
+            for place, event in enumerate(events):
+                places.setdefault(event.user_id, []).append(place)
+            batches = {user_id: [_stored(events[i], now) for i in own] for user_id, own in places.items()}
+            with _counting():
+                appended = await self._store.append_many(batches, read_back=False)
+            known = self._catalog.rows([event.item_id for event in events]) != PAD_ROW
+            results: list[EventResult | None] = [None] * len(events)
+            for user_id, own in places.items():
+                for place, outcome in zip(own, appended[user_id].outcomes, strict=True):
+                    event = events[place]
+                    result: EventResult = {"outcome": outcome, "known": bool(known[place])}
+                    if event.event_id is not None:
+                        result["event_id"] = event.event_id
+                    if outcome == "accepted" and event.recommendation_id is not None:
+                        metrics.ATTRIBUTED_CLICKS.labels(self._variant).inc()
+                    metrics.EVENTS.labels(outcome).inc()
+                    results[place] = result
+            done = [result for result in results if result is not None]
+            return {"accepted": sum(result["outcome"] == "accepted" for result in done), "results": done}
+
+    async def history(self, user_id: str) -> HistoryAnswer:
+        """What is remembered of a user.
+
+        Raises:
+            Overloaded: no permit.
+            StoreUnavailable: the store is away.
+        """
+        with self._permits.hold(), _counting():
+            events = await self._store.history(user_id)
+            return {"user_id": user_id, "events": [_shown(event) for event in events]}
+
+    async def erase(self, user_id: str) -> None:
+        """Forgets a user; one who is not known is forgotten already.
+
+        Raises:
+            Overloaded: no permit.
+            StoreUnavailable: the store is away, and nothing is sure to be erased.
+        """
+        with self._permits.hold(), _counting():
+            await self._store.erase(user_id)
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Counts what the store fails to do, by operation."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        metrics.STORE_ERRORS.labels(error.operation).inc()
+        raise
+
+
+def _stored(event: Event, now: float) -> StoredEvent:
+    return StoredEvent(
+        item_id=event.item_id,
+        event_type=event.event_type,
+        value=event.value,
+        timestamp=now if event.timestamp is None else event.timestamp,
+        event_id=event.event_id,
+        recommendation_id=event.recommendation_id,
+        context=event.context,
+    )
+
+
+def _shown(event: StoredEvent) -> HistoryItem:
+    item: HistoryItem = {
+        "item_id": event.item_id,
+        "event_type": event.event_type,
+        "value": event.value,
+        "timestamp": event.timestamp,
+    }
+    if event.event_id is not None:
+        item["event_id"] = event.event_id
+    if event.recommendation_id is not None:
+        item["recommendation_id"] = event.recommendation_id
+    if event.context is not None:
+        item["context"] = event.context
+    return item
