@@ -23,7 +23,7 @@ from retrieval.inputs import Request, Tables
 from retrieval.recommenders import Query
 from retrieval.sequences import PAD_ROW, BoolArray, FloatArray, History, IntArray
 
-BATCH = 256
+BATCH = 64  # scores of ten thousand items then stay in a core's cache while they are ranked
 Seen = Literal["filtered", "kept"]
 OnProgress = Callable[[int, int], None]
 
@@ -151,32 +151,35 @@ def evaluate(
     found = np.empty(len(cases), dtype=np.int64)
     shown = {k: np.zeros(n_items + 1, dtype=np.bool_) for k in ks}
     already = 0
+    # Cases of like length share a batch, so that an encoder pads little.
+    order = np.argsort(cases.ends - cases.starts, kind="stable")
     for start in range(0, len(cases), BATCH):
-        histories = cases.histories(start, start + BATCH)
-        part = slice(start, start + len(histories))
+        part = order[start : start + BATCH]
+        histories = [cases.history(case) for case in part.tolist()]
         targets = cases.targets[part]
-        # A copy, since a baseline may hand out views of what it keeps.
+        # A copy, since a scorer may hand out what it keeps.
         scores = np.array(scorer.scores(histories, cases.times[part].tolist()), dtype=np.float32)
-        if scores.shape != (len(histories), n_items + 1):
-            raise InvalidInput(f"{scorer.name} gave scores of {scores.shape}, {(len(histories), n_items + 1)} expected")
+        if scores.shape != (len(part), n_items + 1):
+            raise InvalidInput(f"{scorer.name} gave scores of {scores.shape}, {(len(part), n_items + 1)} expected")
         had = _marked([h.rows for h in histories], n_items)
         missed = had[np.arange(len(targets)), targets]
         already += int(missed.sum())
         if negatives is not None:
             known = cases.train_ends[part] - cases.starts[part]
             trained = _marked([h.rows[:n] for h, n in zip(histories, known.tolist(), strict=True)], n_items)
-            found[part] = _ranks_among(scores, targets, _draw(trained, negatives, rng))
+            places = _ranks_among(scores, targets, _draw(trained, negatives, rng))
         else:
             if seen == "filtered":
                 scores[had] = -np.inf
-            found[part] = metrics.ranks(scores, targets)
+            places = metrics.ranks(scores, targets)
             if seen == "filtered":
-                found[part][missed] = MISS
+                places[missed] = MISS
             best = metrics.top(scores, max(ks))
             for k in ks:
                 shown[k][best[:, :k].ravel()] = True
+        found[part] = places
         if on_progress is not None:
-            on_progress(part.stop, len(cases))
+            on_progress(start + len(part), len(cases))
     what = f"{n_items:,} items ranked whole, seen items {seen}"
     if negatives is not None:
         what = f"target among {negatives} uniform negatives outside the user's training events, seed {seed}"
@@ -275,6 +278,8 @@ def report(
         for name, mean, (low, high) in zip(values, table.mean(axis=0), ends, strict=True)
     }
     users = len(np.unique(cases.users))
+    if cases.source.dropped:
+        protocol += f"; {cases.source.dropped:,} events of items outside the catalog left out"
     return Report(
         name, protocol, len(cases), users, n_items, measures, coverage, seen_targets, seconds, ranks, cases.users
     )

@@ -1,10 +1,16 @@
 """Counting methods against counts made by hand."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from models.baselines import ItemKnn, Popular, Random, Transitions, fitted
-from models.histories import Histories
+from models.evaluate import evaluate
+from models.events import read_log
+from models.histories import Histories, catalog_from_log
+from models.splits import leave_one_out
 from retrieval.errors import InvalidInput
 from retrieval.sequences import EMPTY, History
 
@@ -94,3 +100,22 @@ def test_a_batch_is_scored_like_its_histories_alone(at: int) -> None:
 def test_nothing_to_learn_from_is_refused(kind: type[Popular]) -> None:
     with pytest.raises(InvalidInput, match="no training event"):
         kind(Histories.from_rows([[], []]), N)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("layout", "events", "least"),
+    [
+        ("sasrec-txt", "ml-1m/sasrec_ml-1m.txt.gz", {"popular": 0.017, "transitions": 0.152, "item-knn": 0.095}),
+        ("s3rec", "amazon-beauty-2014/Beauty.txt", {"popular": 0.005, "transitions": 0.052, "item-knn": 0.043}),
+    ],
+)
+def test_baselines_are_no_straw_men(
+    shared_data: Callable[[str], Path], layout: str, events: str, least: dict[str, float]
+) -> None:
+    log = read_log(layout, shared_data(events))
+    catalog = catalog_from_log(log)
+    split = leave_one_out(Histories.from_log(log, catalog, ()))
+    for scorer in fitted(split.train, len(catalog))[1:]:
+        report = evaluate(scorer, split.test, n_items=len(catalog), ks=(10,))
+        assert report.measures["ndcg@10"].value > least[scorer.name]

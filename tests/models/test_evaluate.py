@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +106,9 @@ def test_the_scorers_array_is_not_written_to() -> None:
 
 def test_progress_ends_at_the_number_of_cases() -> None:
     seen: list[tuple[int, int]] = []
-    cases = leave_one_out(Histories.from_rows([[1, 2, 3]] * 300)).test
+    cases = leave_one_out(Histories.from_rows([[1, 2, 3]] * 100)).test
     evaluate(Rising(), cases, n_items=N, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(256, 300), (300, 300)]
+    assert seen == [(64, 100), (100, 100)]
 
 
 def test_a_report_is_json_and_text() -> None:
@@ -117,6 +118,11 @@ def test_a_report_is_json_and_text() -> None:
     assert stored["cases"] == 3
     assert "recall@2" in str(report)
     assert "0.6667" in str(report)
+
+
+def test_events_of_unknown_items_are_left_out_aloud() -> None:
+    cases = leave_one_out(replace(Histories.from_rows([[1, 2, 3]]), dropped=1234)).test
+    assert "1,234 events of items outside the catalog" in evaluate(Rising(), cases, n_items=N).protocol
 
 
 def test_wrong_shapes_and_lengths_are_refused() -> None:
