@@ -85,7 +85,7 @@ class Split:
         train: what models, baselines and popularity may learn from. Holds every user, some perhaps without event.
         validation, test: see `Cases`.
         train_only_users: users too short to ask about (leave-one-out).
-        cold_cases: events that could have been asked about, had their user any event before (temporal).
+        cold_cases: events after the cuts that nothing precedes, so that nothing can be asked about them (temporal).
     """
 
     train: Histories
@@ -138,7 +138,7 @@ def temporal(
         histories: with times.
         valid_share: share of all events between the two cuts.
         test_share: share of all events after the second.
-        targets: `first` asks about each user's first event after a cut, `all` about every one.
+        targets: `first` asks about each user's first event after a cut that has a past, `all` about every such one.
 
     Raises:
         OrderOnly: the log knows no times.
@@ -168,15 +168,14 @@ def temporal(
     train_ends = starts + before_cut[np.repeat(histories.offsets[1:], histories.lengths())] - before_cut[starts]
 
     def cases(part: BoolArray, name: str) -> tuple[Cases, int]:
-        asked = part.copy()
+        asked = part & (positions > starts)
+        words = f"global time split, every event in the {name} part"
         if targets == "first":
-            follows = np.zeros_like(part)
-            follows[1:] = part[:-1]
-            asked &= ~(follows & (positions > starts))
-        cold = asked & (positions == starts)
-        events = np.flatnonzero(asked & ~cold)
-        words = f"global time split, {targets} event{'s' if targets == 'all' else ''} of each user in the {name} part"
-        return Cases.at(histories, events, train_ends=train_ends[events], words=words), int(cold.sum())
+            asked[1:] &= ~asked[:-1]  # an event that can be asked about follows another of its own user, if any
+            words = f"global time split, each user's first event with a past in the {name} part"
+        events = np.flatnonzero(asked)
+        cold = int((part & (positions == starts)).sum())
+        return Cases.at(histories, events, train_ends=train_ends[events], words=words), cold
 
     validation, cold_validation = cases(valid, "validation")
     asked, cold_test = cases(test, "test")

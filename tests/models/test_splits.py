@@ -76,10 +76,11 @@ def test_the_temporal_split_can_ask_for_every_event_with_a_growing_history() -> 
     assert split.test.users.tolist() == [1, 1, 1, 2, 2]
 
 
-def test_users_without_a_past_are_counted_as_cold() -> None:
+def test_a_new_user_is_asked_about_from_the_second_event_on() -> None:
     split = temporal(TIMED, valid_share=0.1, test_share=0.3)
-    assert split.cold_cases == 1  # user 2, whose first event is the first of the test part
-    assert split.test.users.tolist() == [1]
+    assert split.cold_cases == 1  # the first event of user 2
+    assert asked(split.test) == [([1, 2, 3], 4), ([7], 8)]
+    assert (split.test.train_ends - split.test.starts).tolist() == [1, 0]
 
 
 def test_a_log_without_times_cannot_be_split_by_time() -> None:
