@@ -35,7 +35,17 @@ CATALOG = "catalog.npz"
 ITEM_VECTORS = "item_vectors.npy"
 INDEX = "index.faiss"
 WARMUP = "warmup.json"
-KINDS = ("encoder",)
+KINDS = ("encoder",)  # each names the graph that it needs
+_TYPES = {
+    "window": int,
+    "exclude_seen": bool,
+    "data": dict,
+    "hyper_parameters": dict,
+    "graphs": dict,
+    "index": dict,
+    "metrics": dict,
+    "files": dict,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,9 @@ class Manifest:
         if raw.get("kind") not in KINDS:
             raise BundleForeign(f"bundle kind {raw.get('kind')!r} is unknown; this service knows {', '.join(KINDS)}")
         try:
+            for name, kind in _TYPES.items():
+                if not isinstance(raw[name], kind):
+                    raise TypeError(f"{name} is no {kind.__name__}")
             graphs = {role: Graph(g["file"], tuple(g["inputs"]), g["output"]) for role, g in raw.pop("graphs").items()}
             return cls(graphs=graphs, event_types=tuple(raw.pop("event_types")), **raw)
         except (KeyError, TypeError, AttributeError) as error:
@@ -160,6 +173,8 @@ class Bundle:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleTorn(f"{manifest_path} cannot be read: {error}") from error
         manifest = Manifest.parse(text)
+        if manifest.kind not in manifest.graphs:
+            raise BundleTorn(f"the manifest lists no graph {manifest.kind!r}, which this kind of bundle needs")
         for name, entry in manifest.files.items():
             _verify(path, name, entry)
         listed = set(manifest.files)
@@ -183,7 +198,8 @@ class Bundle:
             BundleTorn: unreadable, or not one finite row per catalog row.
         """
         try:
-            vectors = np.load(self.path / ITEM_VECTORS, allow_pickle=False)
+            with (self.path / ITEM_VECTORS).open("rb") as file:
+                vectors = np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BundleTorn(f"{ITEM_VECTORS} cannot be read ({error}); export the bundle again") from error
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(self.catalog) + 1:
@@ -213,11 +229,15 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Whatever ends the block early (an error, a full disk, Ctrl-C) leaves `path` as it was.
 
     Raises:
-        BundleError: `path` exists and `overwrite` is false, or the block did not call `seal`.
+        BundleError: `path` exists and `overwrite` is false, or it is something else than a bundle; or the block did not
+            call `seal`.
     """
-    path = path.absolute()
-    if path.exists() and not overwrite:
-        raise BundleError(f"{path} exists; choose another directory, or say --overwrite to replace it")
+    path = path.resolve()
+    if path.exists():
+        if not overwrite:
+            raise BundleError(f"{path} exists; choose another directory, or say --overwrite to replace it")
+        if not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise BundleError(f"{path} holds something else than a bundle, which is not overwritten; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     beside.mkdir()
@@ -230,7 +250,11 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             # A directory cannot be replaced in one step: the old one steps aside first and goes last.
             aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.replaced"
             path.rename(aside)
-            beside.rename(path)
+            try:
+                beside.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
             shutil.rmtree(aside)
         else:
             beside.rename(path)
@@ -250,13 +274,15 @@ def seal(directory: Path, manifest: Manifest) -> None:
 
 def _verify(root: Path, name: str, entry: Mapping[str, Any]) -> None:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise BundleTampered(f"the manifest names {name!r}, which lies outside the bundle")
     file = root / name
     if not file.resolve().is_relative_to(root):
         raise BundleTampered(f"{name!r} is a link out of the bundle; copy the file into it and export again")
     if not file.is_file():
         raise BundleTorn(f"{name} is listed in the manifest and missing from {root}; copy the whole directory again")
+    if not isinstance(entry, dict):
+        raise BundleTorn(f"{MANIFEST} states neither size nor SHA-256 of {name}; export the bundle again")
     size = file.stat().st_size
     if size != entry.get("bytes"):
         raise BundleTorn(f"{name} has {size} bytes, the manifest says {entry.get('bytes')}; copy it again")

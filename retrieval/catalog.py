@@ -9,6 +9,8 @@ a vocabulary) and tags (several per item). All of them are stored as plain array
 
 import itertools
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +186,7 @@ class Catalog:
             BundleTorn: the file is not such a catalog.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored.items())
             ids = _unpack("ids", arrays)
             columns: dict[str, Column] = {}
@@ -198,7 +200,7 @@ class Catalog:
                     columns[name] = Words(arrays[f"{at}.codes"], _unpack(f"{at}.words", arrays))
             rows = {item_id: row for row, item_id in enumerate(ids) if row != PAD_ROW}
             return cls(ids, arrays["popularity"], arrays["available"], columns, rows)
-        except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleTorn(f"{path.name} is not a readable catalog ({error}); export the bundle again") from error
 
 

@@ -1,0 +1,92 @@
+"""Encoders: the graph of the toy bundle, the mean, and what both refuse."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from retrieval.encoder import MeanEncoder, OnnxEncoder, SequenceEncoder
+from retrieval.errors import BundleForeign, BundleTorn, EmptyHistory, InvalidInput
+from retrieval.inputs import Request
+from retrieval.sequences import EMPTY, History
+
+
+def request(*rows: int) -> Request:
+    return Request(History.of_rows(rows))
+
+
+@pytest.fixture(scope="module")
+def onnx_encoder(tmp_path_factory: pytest.TempPathFactory) -> OnnxEncoder:
+    path = tmp_path_factory.mktemp("graph") / "encoder.onnx"
+    toy.graph(path, toy.vectors())
+    return OnnxEncoder(path, names=("item_rows",), length=toy.WINDOW)
+
+
+@pytest.fixture(params=["onnx", "mean"])
+def encoder(request: pytest.FixtureRequest, onnx_encoder: OnnxEncoder) -> SequenceEncoder:
+    return onnx_encoder if request.param == "onnx" else MeanEncoder(toy.vectors(), length=toy.WINDOW)
+
+
+def test_a_batch_is_its_requests_one_by_one(encoder: SequenceEncoder) -> None:
+    rng = np.random.default_rng(0)
+    batch = [request(*rng.integers(1, 21, n)) for n in (1, 2, 9, 10, 11, 40)]
+    together = encoder.encode(batch)
+    assert together.shape == (6, 4)
+    assert together.dtype == np.float32
+    for one, expected in zip(batch, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([one])[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_window_is_read(encoder: SequenceEncoder) -> None:
+    rows = list(range(1, 11))
+    np.testing.assert_array_equal(encoder.encode([request(13, 17, *rows)]), encoder.encode([request(*rows)]))
+
+
+def test_the_newest_event_counts_most(encoder: SequenceEncoder) -> None:
+    vectors = toy.vectors()
+    forth, back = encoder.encode([request(3, 8), request(8, 3)])
+    assert forth @ vectors[8] > forth @ vectors[3]
+    assert back @ vectors[3] > back @ vectors[8]
+
+
+def test_empty_history(encoder: SequenceEncoder) -> None:
+    with pytest.raises(EmptyHistory, match="popular items"):
+        encoder.encode([request(1), Request(EMPTY)])
+
+
+def test_the_toy_graph_sums_with_halving_weights(onnx_encoder: OnnxEncoder) -> None:
+    vectors = toy.vectors()
+    np.testing.assert_allclose(
+        onnx_encoder.encode([request(2, 5, 6)])[0], vectors[6] + vectors[5] / 2 + vectors[2] / 4, rtol=1e-6
+    )
+
+
+def test_the_mean_is_weighted_and_divided() -> None:
+    vectors = toy.vectors()
+    encoded = MeanEncoder(vectors, decay=0.5).encode([request(2, 6)])[0]
+    np.testing.assert_allclose(encoded, (vectors[6] + vectors[2] / 2) / 1.5, rtol=1e-6)
+
+
+def test_a_batch_of_none_is_refused(onnx_encoder: OnnxEncoder) -> None:
+    with pytest.raises(InvalidInput, match="no request"):
+        onnx_encoder.encode([])
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "encoder.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleTorn, match=r"encoder\.onnx is not a graph"):
+        OnnxEncoder(tmp_path / "encoder.onnx", names=("item_rows",), length=5)
+
+
+def test_a_graph_with_other_inputs_than_the_manifest_declares_is_refused(tmp_path: Path) -> None:
+    toy.graph(tmp_path / "encoder.onnx", toy.vectors())
+    with pytest.raises(
+        BundleForeign, match=r"declares inputs \['item_rows', 'values'\], the graph has \['item_rows'\]"
+    ):
+        OnnxEncoder(tmp_path / "encoder.onnx", names=("item_rows", "values"), length=5)
+
+
+def test_an_input_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleForeign, match="unknown to this version"):
+        OnnxEncoder(tmp_path / "encoder.onnx", names=("dwell_times",), length=5)
