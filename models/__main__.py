@@ -1,0 +1,204 @@
+"""`python -m models`: train, evaluate, compare, list, inspect.
+
+python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
+python -m models evaluate --bundle artifacts/ml-1m --data ml-1m --events DIR --split loo --k 10,20
+python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m --events DIR
+python -m models list
+python -m models inspect  artifacts/ml-1m
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from models import runs
+from models.export import EXACT_BELOW
+from models.layouts import layouts
+from models.progress import Progress
+from models.registry import families
+from retrieval.bundle import Bundle
+from retrieval.errors import SequiturError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when it did what was asked, 2 when it was refused, 130 when it was interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options, Progress()))
+    except SequiturError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{error.strerror or error}{where}; nothing was left half written", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(options: argparse.Namespace, progress: Progress) -> int:
+    bundle, report = runs.train(
+        options.model,
+        _source(options),
+        options.out,
+        dict(options.set),
+        progress=progress,
+        split=options.split,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        target_recall=options.target_recall,
+        exact_below=options.exact_below,
+    )
+    if report:
+        print(report)
+    print(f"bundle {bundle.name} at {bundle.path}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, progress: Progress) -> int:
+    bundle = Bundle.open(options.bundle)
+    report = runs.judge_bundle(
+        bundle,
+        runs.read(_source(options), progress),
+        split=options.split,
+        ks=options.k,
+        seen=options.seen,
+        negatives=options.negatives,
+        served=options.served,
+        progress=progress,
+    )
+    print(report)
+    if options.json:
+        options.json.write_text(json.dumps(report.to_json() | {"bundle": bundle.name}, indent=2) + "\n")
+    return 0
+
+
+def _compare(options: argparse.Namespace, progress: Progress) -> int:
+    compared = runs.compare(
+        options.models,
+        options.bundles,
+        _source(options),
+        dict(options.set),
+        workspace=options.workspace,
+        split=options.split,
+        ks=options.k,
+        progress=progress,
+    )
+    print(compared.table)
+    if options.json:
+        options.json.write_text(json.dumps(compared.table.to_json(), indent=2) + "\n")
+    if options.results:
+        compared.append(options.results, command=shlex.join(["python", "-m", "models", *sys.argv[1:]]))
+    return 0
+
+
+def _list(_options: argparse.Namespace, _progress: Progress) -> int:
+    for name, family in families().items():
+        print(f"{name}\n  paper     {family.paper}\n  stage     {family.stage}\n  status    {family.status}")
+        defaults = ", ".join(f"{key}={value}" for key, value in asdict(family.Config()).items())
+        print(f"  defaults  {defaults}")
+        if family.recipe:
+            print(f"  recipe    {', '.join(f'{key}={value}' for key, value in family.recipe.items())}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace, _progress: Progress) -> int:
+    bundle = Bundle.open(options.bundle)
+    manifest = bundle.manifest
+    print(f"{bundle.name}   digest {bundle.digest}")
+    for name in ("kind", "model", "created", "git_commit", "seed", "window", "exclude_seen"):
+        print(f"  {name:<14}{getattr(manifest, name)}")
+    for name in ("data", "hyper_parameters", "index", "metrics"):
+        print(f"  {name}")
+        for key, value in getattr(manifest, name).items():
+            print(f"    {key:<20}{value}")
+    print("  graphs")
+    for role, graph in manifest.graphs.items():
+        print(f"    {role:<20}{graph.file}: {', '.join(graph.inputs)} -> {graph.output}")
+    print("  files")
+    for name, entry in manifest.files.items():
+        print(f"    {name:<20}{entry['bytes']:>12,} bytes  {entry['sha256']}")
+    return 0
+
+
+def _source(options: argparse.Namespace) -> runs.Source:
+    return runs.Source(options.data, options.events, options.items, options.on_bad_row, options.core)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    return key, value
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 10,20") from error
+    if any(number < 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    return numbers
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models", description="Train, measure and export sequence models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data", required=True, help=f"layout of the log: {', '.join(layouts())}")
+    data.add_argument("--events", required=True, type=Path, nargs="+", help="the log: files, or one directory")
+    data.add_argument("--items", type=Path, help="item table, where the layout has none of its own")
+    data.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail")
+    data.add_argument("--core", type=int, default=0, help="keep users and items with this many events (off)")
+    data.add_argument("--split", choices=("loo", "temporal"), default="loo", help="leave-one-out or a cut in time")
+
+    train = commands.add_parser("train", parents=[data], help="train a model and write its bundle")
+    train.add_argument("--model", required=True, help="a name from `python -m models list`")
+    train.add_argument("--out", required=True, type=Path, help="bundle directory to write")
+    train.add_argument("--set", action="append", type=_pair, default=[], metavar="key=value", help="any option")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUT.training")
+    train.add_argument("--overwrite", action="store_true", help="replace a bundle that stands at OUT")
+    train.add_argument("--target-recall", type=float, default=0.98, help="of an approximate index against exact")
+    train.add_argument("--exact-below", type=int, default=EXACT_BELOW, help="items up to which search is exact")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[data], help="measure a bundle on a log")
+    evaluate.add_argument("--bundle", required=True, type=Path)
+    evaluate.add_argument("--k", type=_numbers, default=(10, 20), help="list lengths, 10,20 by default")
+    evaluate.add_argument("--seen", choices=("filtered", "kept"), default="filtered", help="items of the history")
+    evaluate.add_argument("--negatives", type=int, help="rank among this many sampled items instead of all")
+    evaluate.add_argument("--served", action="store_true", help="through the recommender that serves, index included")
+    evaluate.add_argument("--json", type=Path, help="also write the report there")
+    evaluate.set_defaults(run=_evaluate)
+
+    compare = commands.add_parser("compare", parents=[data], help="models and baselines in one table")
+    compare.add_argument("--models", type=_names, default=(), help="names to train for this, separated by commas")
+    compare.add_argument("--bundles", type=Path, nargs="*", default=[], help="bundles trained on the same log")
+    compare.add_argument("--workspace", type=Path, default=Path("artifacts/compare"), help="where their bundles go")
+    compare.add_argument("--set", action="append", type=_pair, default=[], metavar="key=value")
+    compare.add_argument("--k", type=_numbers, default=(10, 20))
+    compare.add_argument("--json", type=Path)
+    compare.add_argument("--results", type=Path, help="append the table to this file, for example models/RESULTS.md")
+    compare.set_defaults(run=_compare)
+
+    listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
+    listing.set_defaults(run=_list)
+
+    inspect = commands.add_parser("inspect", help="what a bundle says of itself, after every digest was checked")
+    inspect.add_argument("bundle", type=Path)
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""From a trained model to a bundle: graph, vectors, catalog, index, warm-up, manifest.
+
+The graph computes the newest slot only. Before the bundle gets its name, the graph is run by onnxruntime beside the
+model in torch, at batches of one and of many and at windows of 1, 2 and L, and must agree.
+"""
+
+import json
+import logging
+import subprocess
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from models.errors import ExportError
+from models.scoring import tensors
+from retrieval import bundle, index
+from retrieval.bundle import Graph, Manifest
+from retrieval.catalog import Catalog
+from retrieval.encoder import OnnxEncoder
+from retrieval.inputs import Request
+from retrieval.sequences import History
+
+OPSET = 20
+GRAPH = "encoder.onnx"
+TOLERANCE = 1e-4  # largest difference of a query coordinate, relative to the largest coordinate of its query
+WARMUP_HISTORIES = 32
+EXACT_BELOW = (
+    50_000  # items: up to here one exact search costs less than a millisecond, see `python -m loadtests stages`
+)
+
+
+def export(
+    model: Any,
+    catalog: Catalog,
+    *,
+    name: str,
+    out: Path,
+    samples: Sequence[History],
+    data: Mapping[str, Any],
+    event_types: Sequence[str],
+    hyper_parameters: Mapping[str, Any],
+    seed: int,
+    metrics: Mapping[str, Any],
+    exclude_seen: bool = True,
+    target_recall: float = 0.98,
+    exact_below: int = EXACT_BELOW,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the bundle of a trained encoder; `out` appears at the end or not at all.
+
+    Args:
+        samples: real, non-empty histories: for parity, for choosing the index and for warming up.
+        exact_below: catalog size from which an approximate index is tried.
+
+    Raises:
+        ExportError: graph and model disagree.
+        BundleError: `out` exists and `overwrite` is false.
+    """
+    model.eval()
+    vectors = model.item_vectors().detach().numpy().astype(np.float32).copy()
+    vectors[0] = 0.0
+    with bundle.writing(out, overwrite=overwrite) as directory:
+        catalog.save(directory / bundle.CATALOG)
+        np.save(directory / bundle.ITEM_VECTORS, vectors, allow_pickle=False)
+        write_graph(model, directory / GRAPH, samples)
+        encoder = OnnxEncoder(directory / GRAPH, names=model.inputs, length=model.config.window)
+        parity(model, encoder, samples)
+        queries = encoder.encode([Request(h) for h in samples])
+        chosen, facts = index.choose_index(
+            vectors, sample_queries=queries, target_recall=target_recall, exact_below=exact_below, seed=seed
+        )
+        if facts["kind"] != "exact":
+            index.save_index(chosen, directory / bundle.INDEX)
+        warm = [[catalog.ids[row] for row in h.rows[-model.config.window :]] for h in samples[:WARMUP_HISTORIES]]
+        (directory / bundle.WARMUP).write_text(json.dumps(warm, ensure_ascii=False))
+        bundle.seal(
+            directory,
+            Manifest(
+                layout=bundle.LAYOUT,
+                kind="encoder",
+                model=name,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                data=data,
+                seed=seed,
+                git_commit=git_commit(),
+                hyper_parameters=hyper_parameters,
+                window=model.config.window,
+                event_types=tuple(event_types),
+                exclude_seen=exclude_seen,
+                graphs={"encoder": Graph(GRAPH, tuple(model.inputs), "(B, D)" if queries.ndim == 2 else "(B, Q, D)")},
+                index=facts,
+                metrics=metrics,
+            ),
+        )
+    return out
+
+
+def write_graph(model: Any, path: Path, samples: Sequence[History]) -> None:
+    """Writes the ONNX graph of `model.forward`, with dynamic batch and length."""
+    requests = [Request(h) for h in samples[:2]] * (1 if len(samples) > 1 else 2)  # two: a batch of one is a constant
+    length = min(max(max(len(r.history) for r in requests), 3), model.config.window)
+    feeds = tensors(model, requests, length=length)
+    batch, window = torch.export.Dim("B"), torch.export.Dim("L", min=1, max=model.config.window)
+    shapes = tuple({0: batch, 1: window} if feed.ndim > 1 and feed.shape[1] == length else {0: batch} for feed in feeds)
+    # The exporter warns of its own internals, and of a package that nobody here uses.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            feeds,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=[name.replace(":", "_") for name in model.inputs],
+            output_names=["query"],
+            optimize=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("the exporter returned no graph")
+    graph = program.model_proto
+    # Where a node came from in our source is of no use to a server, and holds paths of the machine that trained.
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del graph.metadata_props[:]
+    for value in [*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer]:
+        del value.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+
+
+def parity(model: Any, encoder: OnnxEncoder, samples: Sequence[History]) -> float:
+    """The largest difference between torch and onnxruntime over batches of one and many, windows of 1, 2 and L.
+
+    Raises:
+        ExportError: it is above the tolerance, or not a number.
+    """
+    window = model.config.window
+    longest = max(samples, key=len)
+    full = History.of_rows(np.resize(longest.rows, window))
+    batches = [[Request(longest.newest(n))] for n in (1, 2)] + [[Request(full)], [Request(h) for h in samples[:33]]]
+    worst = 0.0
+    with torch.inference_mode():
+        for batch in batches:
+            length = min(max(len(r.history) for r in batch), window)
+            ours = model(*tensors(model, batch, length=length)).numpy()
+            theirs = encoder.encode(batch)
+            scale = np.abs(ours).max(axis=-1, keepdims=True)
+            worst = max(worst, float((np.abs(ours - theirs) / scale).max()))
+    if not worst <= TOLERANCE:
+        raise ExportError(
+            f"torch and onnxruntime differ by {worst:.2e} of the query's size; {TOLERANCE:.0e} is allowed"
+        )
+    return worst
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with `-dirty` behind it where files differ; `unknown` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

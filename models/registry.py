@@ -1,0 +1,109 @@
+"""Every system by name. A model is one file in a family folder, and nobody edits a list.
+
+A family is a `torch.nn.Module` class with a few facts about itself (see `Family`). Importing its file registers it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar, Protocol, get_type_hints
+
+import torch
+
+from models import encoders
+from models.errors import InvalidOption, UnknownModel
+
+
+class Family(Protocol):
+    """What training, evaluation and export need of a sequence encoder.
+
+    Attributes:
+        paper: authors, title, venue.
+        stage: where it stands in a request: `encoder`.
+        status: how far our copy is held against its paper, in a few words.
+        Config: frozen dataclass of its hyper-parameters.
+        recipe: training options whose defaults this family changes.
+        inputs: names from `retrieval.inputs`, in the order of `forward`.
+        exclude_seen: whether what a user had already is left out of answers unless a request says otherwise.
+        config: the resolved hyper-parameters; has at least `window`.
+    """
+
+    paper: ClassVar[str]
+    stage: ClassVar[str]
+    status: ClassVar[str]
+    Config: ClassVar[type]
+    recipe: ClassVar[Mapping[str, Any]]
+    inputs: ClassVar[tuple[str, ...]]
+    exclude_seen: ClassVar[bool]
+    config: Any
+
+    def hidden(self, *feeds: torch.Tensor) -> torch.Tensor:
+        """float32 (B, L, D): at each slot, the query for what comes next."""
+        ...
+
+    def forward(self, *feeds: torch.Tensor) -> torch.Tensor:
+        """float32 (B, D) or (B, Q, D): the query of the newest slot, which is all that serving needs."""
+        ...
+
+    def item_vectors(self) -> torch.Tensor:
+        """float32 (N + 1, D): what queries are compared with; row 0 is zero."""
+        ...
+
+
+_FAMILIES: dict[str, Any] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Makes a family known under `name`."""
+
+    def add(cls: type) -> type:
+        if name in _FAMILIES:
+            raise ValueError(f"model {name!r} is registered twice")
+        _FAMILIES[name] = cls
+        return cls
+
+    return add
+
+
+def families() -> dict[str, Any]:
+    """Every registered family by name."""
+    for module in pkgutil.iter_modules(encoders.__path__, encoders.__name__ + "."):
+        importlib.import_module(module.name)
+    return dict(sorted(_FAMILIES.items()))
+
+
+def family(name: str) -> Any:
+    """One family.
+
+    Raises:
+        UnknownModel: no file registers that name.
+    """
+    known = families()
+    if name not in known:
+        raise UnknownModel(f"there is no model {name!r}; known are {', '.join(known)}")
+    return known[name]
+
+
+def configure(config: Any, options: Mapping[str, str]) -> tuple[Any, dict[str, str]]:
+    """A dataclass with the options that it knows set from text, and the options that it does not know.
+
+    Raises:
+        InvalidOption: a value cannot be read as its field's type.
+    """
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{config!r} is not a dataclass instance")
+    hints = get_type_hints(type(config))
+    known = {f.name for f in fields(config)}
+    changes = {name: _parse(name, text, hints[name]) for name, text in options.items() if name in known}
+    left = {name: text for name, text in options.items() if name not in known}
+    return replace(config, **changes), left
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError) as error:
+        raise InvalidOption(f"--set {name}={text}: {kind.__name__} expected") from error

@@ -1,0 +1,342 @@
+"""A run: from an event log on disk to a measured bundle, and a bundle's quality on a log.
+
+What the commands of `python -m models` do, as functions: read, split, train, measure, export.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from models import comparison
+from models import train as training
+from models.errors import InvalidOption
+from models.evaluate import EncoderScorer, Report, evaluate, evaluate_served
+from models.events import EventLog, read_log
+from models.export import EXACT_BELOW, export, git_commit
+from models.histories import Histories, catalog_from_log, event_type_vocabulary, with_popularity
+from models.intake import OnBadRow
+from models.progress import Progress
+from models.registry import configure, family
+from models.scoring import TorchScorer
+from models.splits import Cases, Split, leave_one_out, temporal
+from retrieval.bundle import Bundle
+from retrieval.catalog import Catalog
+from retrieval.errors import BundleError, InvalidInput
+from retrieval.sequences import History
+
+VALIDATE_CASES = 10_000  # drawn once, seeded; the whole of every public benchmark of this size is used
+SAMPLE_HISTORIES = 512
+
+SplitName = Literal["loo", "temporal"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where events come from, as the command line says it."""
+
+    layout: str
+    events: Sequence[Path]
+    items: Path | None = None
+    on_bad_row: OnBadRow = "fail"
+    core: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A log in rows, split.
+
+    Attributes:
+        log: as read.
+        catalog: with the popularity of the training part.
+        event_types: vocabulary.
+        split: training part and cases; validation and test are None where no user has enough events.
+    """
+
+    log: EventLog
+    catalog: Catalog
+    event_types: tuple[str, ...]
+    train: Histories
+    validation: Cases | None
+    test: Cases | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of its data."""
+        report = self.log.report
+        return {
+            "layout": report.layout,
+            "digest": self.log.digest,
+            "events": report.rows_kept,
+            "users": report.users,
+            "items": len(self.catalog),
+            "first": report.first_time_s,
+            "last": report.last_time_s,
+            "order_only": self.log.ordered_only,
+        }
+
+
+def read(source: Source, progress: Progress) -> EventLog:
+    """The event log, with what was read and left out said aloud."""
+    log = read_log(
+        source.layout,
+        list(source.events) if len(source.events) > 1 else source.events[0],
+        source.items,
+        on_bad_row=source.on_bad_row,
+        core=source.core,
+        on_progress=progress.rows,
+    )
+    progress.say(str(log.report))
+    return log
+
+
+def prepare(log: EventLog, *, split: SplitName = "loo") -> Prepared:
+    """The log in rows, split; a log too short to hold anything out is all training."""
+    catalog, types = catalog_from_log(log), event_type_vocabulary(log)
+    histories = Histories.from_log(log, catalog, types)
+    parts = splitted(histories, split)
+    train = parts.train if parts else histories
+    return Prepared(
+        log,
+        with_popularity(catalog, train),
+        types,
+        train,
+        parts.validation if parts else None,
+        parts.test if parts else None,
+    )
+
+
+def splitted(histories: Histories, split: SplitName) -> Split | None:
+    """The split of that name; None where leave-one-out finds no user with three events."""
+    if split == "temporal":
+        return temporal(histories)
+    try:
+        return leave_one_out(histories)
+    except InvalidInput:
+        return None
+
+
+def train(
+    name: str,
+    source: Source,
+    out: Path,
+    options: Mapping[str, str],
+    *,
+    progress: Progress,
+    split: SplitName = "loo",
+    resume: bool = False,
+    overwrite: bool = False,
+    target_recall: float = 0.98,
+    exact_below: int = EXACT_BELOW,
+) -> tuple[Bundle, Report | None]:
+    """Trains a model and leaves its bundle at `out`, its test quality in the manifest.
+
+    The checkpoint lives beside, in `OUT.training`, and goes when the bundle stands.
+
+    Args:
+        options: hyper-parameters and training options by name, as text.
+
+    Raises:
+        InvalidOption: an option that neither the model nor the training knows.
+        BundleError: `out` exists and `overwrite` is false; said before training, not after.
+    """
+    if out.exists() and not overwrite:
+        raise BundleError(f"{out} exists; choose another directory, or say --overwrite to replace it")
+    maker = family(name)
+    config, left = configure(maker.Config(), options)
+    settings, unknown = configure(replace(training.TrainConfig(), **maker.recipe), left)
+    if unknown:
+        known = sorted({*asdict(config), *asdict(settings)})
+        raise InvalidOption(
+            f"--set {', '.join(unknown)}: not an option of {name} or its training; known: {', '.join(known)}"
+        )
+    prepared = prepare(read(source, progress), split=split)
+    torch.manual_seed(settings.seed)
+    model = maker(config, len(prepared.catalog))
+    progress.say(
+        f"training {name} with seed {settings.seed}: "
+        + ", ".join(f"{key}={value}" for key, value in {**asdict(config), **asdict(settings)}.items())
+    )
+    judged = prepared.validation.sample(VALIDATE_CASES, seed=settings.seed) if prepared.validation else None
+
+    def judge(candidate: Any) -> float:
+        if judged is None:
+            return 0.0
+        report = evaluate(TorchScorer(candidate, name=name), judged, n_items=len(prepared.catalog), ks=(10,))
+        return float(report.measures["ndcg@10"].value)
+
+    if judged is None:
+        progress.say("no user has three events: nothing can be held out, so every epoch is run and nothing is measured")
+        settings = replace(settings, patience=settings.epochs + 1)
+    hyper = {**asdict(config), **asdict(settings)}
+    directory = out.with_name(out.name + ".training")
+    position = training.train(
+        model,
+        prepared.train,
+        config=settings,
+        judge=judge,
+        directory=directory,
+        identity={
+            "model": name,
+            "options": {k: v for k, v in hyper.items() if k not in ("epochs", "patience", "threads")},
+            "data": prepared.log.digest,
+        },
+        progress=progress,
+        resume=resume,
+    )
+    report = None
+    metrics: dict[str, Any] = {}
+    if prepared.test is not None:
+        scorer = TorchScorer(model, name=name)
+        report = evaluate(scorer, prepared.test, n_items=len(prepared.catalog), on_progress=progress.cases)
+        metrics[split] = {k: m.value for k, m in report.measures.items()} | {"protocol": report.protocol}
+    progress.say("exporting")
+    export(
+        model,
+        prepared.catalog,
+        name=name,
+        out=out,
+        samples=samples(prepared),
+        data=prepared.facts,
+        event_types=prepared.event_types,
+        hyper_parameters=hyper | {"epochs_run": position.epoch, "best_epoch": position.best_epoch},
+        seed=settings.seed,
+        metrics=metrics | {"training_minutes": round(position.seconds / 60, 2)},
+        exclude_seen=maker.exclude_seen,
+        target_recall=target_recall,
+        exact_below=exact_below,
+        overwrite=overwrite,
+    )
+    shutil.rmtree(directory)
+    return Bundle.open(out), report
+
+
+def samples(prepared: Prepared) -> list[History]:
+    """Real histories, spread over the users: the ones that a service will be asked about."""
+    if prepared.test is not None:
+        drawn = prepared.test.sample(SAMPLE_HISTORIES, seed=0)
+        return drawn.histories(0, len(drawn))
+    users = [u for u in range(len(prepared.train)) if len(prepared.train[u])]
+    return [prepared.train[u] for u in users[:: max(1, len(users) // SAMPLE_HISTORIES)]]
+
+
+def cases_for(bundle: Bundle, log: EventLog, *, split: SplitName) -> Cases:
+    """The test cases of a log, in the rows of a bundle's catalog.
+
+    Raises:
+        InvalidInput: nothing can be held out.
+    """
+    histories = Histories.from_log(log, bundle.catalog, bundle.manifest.event_types)
+    parts = splitted(histories, split)
+    if parts is None:
+        raise InvalidInput(
+            "no user of this log has three events, so leave-one-out holds nothing out; bring a longer log"
+        )
+    return parts.test
+
+
+def judge_bundle(
+    bundle: Bundle,
+    log: EventLog,
+    *,
+    split: SplitName,
+    ks: Sequence[int],
+    seen: Literal["filtered", "kept"] = "filtered",
+    negatives: int | None = None,
+    served: bool = False,
+    seed: int = 0,
+    progress: Progress,
+) -> Report:
+    """The quality of a bundle on a log: by its graph over the whole catalog, or through the recommender that serves."""
+    cases = cases_for(bundle, log, split=split)
+    if served:
+        return evaluate_served(bundle, cases, ks=ks, seen=seen, on_progress=progress.cases)
+    return evaluate(
+        EncoderScorer.of(bundle),
+        cases,
+        n_items=len(bundle.catalog),
+        ks=ks,
+        seen=seen,
+        negatives=negatives,
+        seed=seed,
+        on_progress=progress.cases,
+    )
+
+
+def compare(
+    names: Sequence[str],
+    bundles: Sequence[Path],
+    source: Source,
+    options: Mapping[str, str],
+    *,
+    workspace: Path,
+    split: SplitName,
+    ks: Sequence[int],
+    progress: Progress,
+) -> Compared:
+    """Models and bundles beside every baseline, on the test cases of one log.
+
+    Args:
+        names: models to train for this; their bundles stay in `workspace`, and one that stands there is used again.
+        bundles: trained on the same log before.
+        options: for every model that is trained.
+
+    Raises:
+        InvalidInput: a bundle was trained on other data, or nothing can be held out.
+    """
+    prepared = prepare(read(source, progress), split=split)
+    if prepared.test is None:
+        raise InvalidInput(
+            "no user of this log has three events, so there is nothing to compare on; bring a longer log"
+        )
+    opened = [Bundle.open(path) for path in bundles]
+    for name in names:
+        out = workspace / name
+        if not out.exists():
+            train(name, source, out, options, split=split, progress=progress)
+        opened.append(Bundle.open(out))
+    scorers, remarks = [], {}
+    for bundle in opened:
+        if bundle.manifest.data["digest"] != prepared.log.digest:
+            raise InvalidInput(f"bundle {bundle.name} was trained on other data than this log; train it again")
+        scorer = EncoderScorer.of(bundle)
+        scorer.name = bundle.path.name
+        scorers.append(scorer)
+        remarks[scorer.name] = f"{bundle.manifest.metrics.get('training_minutes', '?')} min to train"
+    table = comparison.compare(
+        scorers,
+        prepared.train,
+        prepared.test,
+        n_items=len(prepared.catalog),
+        ks=ks,
+        remarks=remarks,
+        on_progress=progress.cases,
+    )
+    return Compared(table, prepared.log.digest, f"{source.layout}, {source.events[0].name}")
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A comparison with what is needed to run it again."""
+
+    table: comparison.Comparison
+    data_digest: str
+    title: str
+
+    def append(self, path: Path, *, command: str) -> None:
+        """Adds the table to a results file."""
+        comparison.append_results(
+            path,
+            self.table,
+            title=self.title,
+            date=datetime.now(UTC).date().isoformat(),
+            command=command,
+            commit=git_commit(),
+            data_digest=self.data_digest,
+        )
