@@ -12,10 +12,9 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from retrieval.errors import InvalidInput
 from retrieval.recommenders import Served
 from service import __version__, documentation, logs, settings
-from service.errors import ConfigurationError, of_http, of_validation
+from service.errors import of_http, of_validation
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate
 from service.routes import STATIC, api, pages, probes
@@ -87,18 +86,15 @@ def create_app(
 
 
 def _open_store(chosen: Settings, now: Callable[[], float]) -> SessionStore:
-    try:
-        return open_store(
-            chosen.store,
-            cap=chosen.history_cap,
-            ttl_s=chosen.history_ttl_s,
-            dedup_ttl_s=min(chosen.dedup_ttl_s, chosen.history_ttl_s),
-            # An event may take longer than a recommendation, which gives up by itself.
-            timeout_s=max(STORE_TIMEOUT_S, chosen.store_timeout_s),
-            clock=now,
-        )
-    except InvalidInput as error:
-        raise ConfigurationError(f"SEQUITUR_STORE or a limit of histories is refused: {error}") from error
+    return open_store(
+        chosen.store,
+        cap=chosen.history_cap,
+        ttl_s=chosen.history_ttl_s,
+        dedup_ttl_s=min(chosen.dedup_ttl_s, chosen.history_ttl_s),
+        # An event may take longer than a recommendation, which gives up by itself.
+        timeout_s=max(STORE_TIMEOUT_S, chosen.store_timeout_s),
+        clock=now,
+    )
 
 
 async def _http(request: Request, error: Exception) -> Response:

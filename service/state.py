@@ -26,7 +26,7 @@ from service.users import Users
 
 _log = logging.getLogger(__name__)
 
-WARMUP_ROUNDS = 2  # the first run of a shape allocates, the second shows what it costs
+WARMUP_HISTORIES = 64  # enough to meet every shape; a bundle with thousands must not hold up its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ async def serving(
     )
     users = Users(store, catalog=served.catalog, permits=permits, variant=VARIANT, now=now)
     try:
-        await warm_up(pipeline, clock)
+        await warm_up(pipeline, clock, at_once=min(settings.max_batch, settings.max_in_flight, settings.queue_limit))
         metrics.SWAPS.labels("ok").inc()
         metrics.READY.set(1)
         yield State(served, store, batcher, pipeline, users, settings.store_timeout_s)
@@ -157,21 +157,23 @@ async def serving(
         metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)
 
 
-async def warm_up(pipeline: Pipeline, clock: Callable[[], float]) -> None:
-    """Replays the bundle's sample histories through the real pipeline: one by one, then all at once.
+async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: int) -> None:
+    """Replays the bundle's sample histories through the real pipeline: one by one, then as many together as may be.
 
     Raises:
         BundleError: the model failed on one of them.
     """
-    histories = pipeline.served.bundle.warmup or [[pipeline.served.catalog.ids[1]]]
+    histories = pipeline.served.bundle.warmup[:WARMUP_HISTORIES] or [[pipeline.served.catalog.ids[1]]]
     asked = [
         RecommendationRequest.model_validate(
             {"history": history[-MAX_HISTORY:], "consent": False, "deadline_ms": MAX_DEADLINE_MS}
         )
         for history in histories
     ]
-    answers = [await pipeline.recommend(one, arrived=clock()) for one in asked for _ in range(WARMUP_ROUNDS)]
-    answers += await asyncio.gather(*(pipeline.recommend(one, arrived=clock()) for one in asked))
+    answers = [await pipeline.recommend(one, arrived=clock()) for one in asked]
+    for start in range(0, len(asked), at_once):
+        together = [pipeline.recommend(one, arrived=clock()) for one in asked[start : start + at_once]]
+        answers += await asyncio.gather(*together)
     failed = [answer for answer in answers if "encoder_failed" in answer["degraded_reasons"]]
     if failed:
         metrics.SWAPS.labels("failed").inc()

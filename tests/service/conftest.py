@@ -1,0 +1,131 @@
+"""The service over the toy bundle: an application and a client for each test, a clock that only tests move."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from retrieval.bundle import Bundle
+from retrieval.recommenders import Answer, Query, Served, Stage, load
+from service.app import create_app
+from service.errors import StoreUnavailable
+from service.settings import Settings
+
+NOW = 1_700_000_000.0
+
+
+class AwayStore:
+    """A session store that is never there."""
+
+    name = "away"
+    durable = False
+
+    async def open(self) -> None:
+        raise StoreUnavailable("open", "it is away")
+
+    async def close(self) -> None: ...
+
+    async def append(self, *_: object) -> Any:
+        raise StoreUnavailable("append", "it is away")
+
+    async def append_many(self, *_: object, **__: object) -> Any:
+        raise StoreUnavailable("append", "it is away")
+
+    async def history(self, _user_id: str) -> Any:
+        raise StoreUnavailable("history", "it is away")
+
+    async def erase(self, _user_id: str) -> bool:
+        raise StoreUnavailable("erase", "it is away")
+
+    async def ping(self) -> None:
+        raise StoreUnavailable("ping", "it is away")
+
+
+class Recommending:
+    """A recommender whose behaviour a test may change while it serves; it begins as the real one."""
+
+    name = "recommending"
+
+    def __init__(self, served: Served) -> None:
+        self.act: Callable[[list[Query], Stage], list[Answer]] = served.recommender.recommend
+        self.batches: list[int] = []
+
+    def recommend(self, queries: list[Query], stage: Stage) -> list[Answer]:
+        self.batches.append(len(queries))
+        return self.act(queries, stage)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Takes back what `logs.configure` did to the whole process."""
+    root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
+    handlers, levels = root.handlers[:], (root.level, uvicorn.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    uvicorn.setLevel(levels[1])
+
+
+@pytest.fixture
+def away_store() -> AwayStore:
+    return AwayStore()
+
+
+@pytest.fixture(scope="session")
+def served(toy_bundle: Path) -> Served:
+    """The toy bundle, loaded."""
+    return load(Bundle.open(toy_bundle))
+
+
+@pytest.fixture
+def recommending(served: Served) -> Recommending:
+    return Recommending(served)
+
+
+@pytest.fixture
+def with_recommender(served: Served, recommending: Recommending) -> Served:
+    """The toy bundle with a recommender that the test may change."""
+    return replace(served, recommender=recommending)  # type: ignore[arg-type]
+
+
+Opens = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.fixture
+def open_client(served: Served) -> Opens:
+    """Opens a client on a fresh application; keyword arguments are settings, or `app_` arguments of `create_app`."""
+
+    @asynccontextmanager
+    async def opened(
+        *, app: Mapping[str, Any] | None = None, client: str = "127.0.0.1", **changes: Any
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        # Five seconds: what is not about time must not depend on how busy the machine is.
+        settings = Settings(**{"store": "memory://", "deadline_ms": 5_000, **changes})
+        made: FastAPI = create_app(settings, **{"served": served, "now": lambda: NOW, **(app or {})})
+        transport = httpx.ASGITransport(made, client=(client, 1))
+        async with (
+            made.router.lifespan_context(made),
+            httpx.AsyncClient(transport=transport, base_url="http://service") as http,
+        ):
+            http.app = made  # type: ignore[attr-defined]
+            yield http
+
+    return opened
+
+
+@pytest.fixture
+async def client(open_client: Opens) -> AsyncIterator[httpx.AsyncClient]:
+    """A client on the toy bundle with an empty memory store."""
+    async with open_client() as opened:
+        yield opened

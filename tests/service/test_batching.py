@@ -1,0 +1,283 @@
+"""The three things the micro-batcher owes: bounded, always resolves, skips the abandoned."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from retrieval.filters import Eligible
+from retrieval.inputs import Request
+from retrieval.recommenders import Answer, Query
+from retrieval.sequences import EMPTY
+from service import metrics
+from service.batching import MicroBatcher
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+
+pytestmark = pytest.mark.anyio
+FOREVER = float("inf")
+EVERYTHING = Eligible.of(np.array([False, True]))
+
+
+def query(k: int = 1) -> Query:
+    """A query that is told from others by its k."""
+    return Query(Request(EMPTY), k, EVERYTHING, EMPTY.rows)
+
+
+def answer(k: int) -> Answer:
+    return Answer.of(np.full(k, 1), np.zeros(k, np.float32), "retrieval")
+
+
+class Worker:
+    """A recommender that can be held, and says what it was given."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, queries, stage):
+        self.batches.append([q.k for q in queries])
+        self.entered.set()
+        assert self.gate.wait(10)
+        with stage("encode"):
+            if any(q.k == 13 for q in queries):
+                raise ValueError("thirteen")
+            if any(q.k == 666 for q in queries):
+                raise SystemExit("the worker wants to die")
+        return [answer(q.k) for q in queries]
+
+
+class Held:
+    """A batcher whose worker is busy with one query until `release`."""
+
+    def __init__(self, **limits) -> None:
+        self.worker = Worker()
+        limits = {"max_batch": 8, "queue_limit": 8, "wait_s": 0.0, "clock": time.monotonic, **limits}
+        self.batcher = MicroBatcher(self.worker, **limits)
+
+    async def __aenter__(self):
+        self.batcher.start()
+        self.worker.gate.clear()
+        self.first = self.submit(1)
+        await asyncio.to_thread(self.worker.entered.wait, 10)
+        return self
+
+    async def __aexit__(self, *_):
+        self.worker.gate.set()
+        await self.batcher.close()
+
+    def submit(self, k: int, deadline: float = FOREVER) -> asyncio.Task:
+        return asyncio.create_task(self.batcher.submit(query(k), deadline=deadline if deadline < FOREVER else 1e9))
+
+    async def release(self) -> None:
+        self.worker.gate.set()
+        await self.first
+
+
+async def turn() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def shed(reason: str) -> float:
+    return metrics.REGISTRY.get_sample_value("sequitur_shed_total", {"reason": reason}) or 0.0
+
+
+async def test_who_waits_while_the_worker_is_busy_travels_together_and_gets_its_own_answer():
+    async with Held() as held:
+        waiting = [held.submit(k) for k in (2, 3, 4)]
+        await turn()
+        await held.release()
+        done = await asyncio.gather(*waiting)
+    assert held.worker.batches == [[1], [2, 3, 4]]
+    assert [len(one.answer) for one in done] == [2, 3, 4]
+    assert {one.batch_size for one in done} == {3}
+    assert all(one.queue_s > 0 and one.stages_s["encode"] >= 0 for one in done)
+
+
+async def test_full_queue_refuses_at_once_and_serves_those_inside():
+    before = shed("queue_full")
+    async with Held(queue_limit=2) as held:
+        inside = [held.submit(2), held.submit(3)]
+        await turn()
+        with pytest.raises(Overloaded, match="2 requests are waiting"):
+            await held.batcher.submit(query(), deadline=1e9)
+        await held.release()
+        assert [len((await one).answer) for one in inside] == [2, 3]
+    assert shed("queue_full") == before + 1
+
+
+async def test_full_batch_goes_without_the_rest():
+    async with Held(max_batch=2) as held:
+        waiting = [held.submit(k) for k in (2, 3, 4)]
+        await turn()
+        await held.release()
+        await asyncio.gather(*waiting)
+    assert held.worker.batches == [[1], [2, 3], [4]]
+
+
+async def test_late_in_the_queue_is_told_so_and_never_computed():
+    clock = lambda: clock.now  # noqa: E731
+    clock.now = 0.0
+    before = shed("late")
+    async with Held(clock=clock) as held:
+        late, fine = held.submit(2, deadline=5.0), held.submit(3)
+        await turn()
+        clock.now = 6.0
+        await held.release()
+        with pytest.raises(DeadlineExceeded, match="'queue'"):
+            await late
+        await fine
+    assert held.worker.batches == [[1], [3]]
+    assert shed("late") == before + 1
+
+
+async def test_late_while_the_model_works_is_told_so_and_the_others_are_served():
+    async with Held() as held:
+        held.first.cancel()
+        held.worker.entered.clear()
+        held.worker.gate.set()
+        await turn()
+        held.worker.gate.clear()
+        late = held.submit(2, deadline=time.monotonic() + 0.05)
+        await asyncio.to_thread(held.worker.entered.wait, 10)
+        fine = held.submit(3)
+        with pytest.raises(DeadlineExceeded, match="'model'"):
+            await late
+        held.worker.gate.set()
+        assert len((await fine).answer) == 3
+
+
+async def test_a_deadline_already_past_is_not_computed():
+    async with Held() as held:
+        with pytest.raises(DeadlineExceeded, match="'queue'"):
+            await held.batcher.submit(query(2), deadline=time.monotonic() - 1)
+        await held.release()
+    assert held.worker.batches == [[1]]
+
+
+async def test_cancelled_and_gone_waiters_are_dropped_before_anything_is_computed():
+    before = shed("abandoned")
+    async with Held() as held:
+        gone, fine = held.submit(2), held.submit(3)
+        await turn()
+        gone.cancel()
+        await turn()
+        await held.release()
+        await fine
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+    assert held.worker.batches == [[1], [3]]
+    assert shed("abandoned") == before + 1
+
+
+async def test_cancelled_while_computed_harms_nobody():
+    async with Held() as held:
+        held.first.cancel()
+        fine = held.submit(2)
+        await turn()
+        held.worker.gate.set()
+        assert len((await fine).answer) == 2
+
+
+async def test_empty_everybody_gone_computes_nothing_and_goes_on_serving():
+    async with Held() as held:
+        gone = [held.submit(2), held.submit(3)]
+        await turn()
+        for one in gone:
+            one.cancel()
+        await turn()
+        await held.release()
+        assert len((await held.submit(4)).answer) == 4
+    assert held.worker.batches == [[1], [4]]
+
+
+async def test_one_bad_query_fails_alone():
+    async with Held() as held:
+        waiting = [held.submit(k) for k in (2, 13, 3)]
+        await turn()
+        await held.release()
+        good, bad, also_good = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(bad, ValueError)
+    assert (len(good.answer), len(also_good.answer)) == (2, 3)
+
+
+async def test_a_worker_that_raises_what_is_no_exception_resolves_its_waiters_and_lives_on():
+    async with Held() as held:
+        dying = held.submit(666)
+        await turn()
+        await held.release()
+        with pytest.raises(RuntimeError, match="stopped by SystemExit"):
+            await dying
+        assert len((await held.submit(2)).answer) == 2
+
+
+async def test_an_answer_too_few_is_an_error_for_all_and_not_somebody_elses_answer():
+    batcher = MicroBatcher(lambda *_: [], max_batch=8, queue_limit=8, wait_s=0, clock=time.monotonic)
+    batcher.start()
+    with pytest.raises(RuntimeError, match="0 answers to 1 queries"):
+        await batcher.submit(query(), deadline=1e9)
+    await batcher.close()
+
+
+async def test_a_worker_thread_that_is_gone_resolves_everybody():
+    async with Held() as held:
+        waiting = held.submit(2)
+        await turn()
+        held.batcher._worker.shutdown(wait=False)
+        await held.release()
+        with pytest.raises(RuntimeError, match="cannot schedule new futures"):
+            await waiting
+
+
+async def test_an_owner_that_dies_resolves_everybody_and_refuses_the_rest():
+    async with Held() as held:
+        waiting = held.submit(2)
+        await turn()
+        held.batcher._owner.cancel()
+        for task in (held.first, waiting):
+            with pytest.raises(NotReady):
+                await task
+        assert not held.batcher.is_alive
+        with pytest.raises(NotReady, match="restarted"):
+            await held.batcher.submit(query(), deadline=1e9)
+
+
+async def test_shutdown_drains_and_then_refuses():
+    before = shed("shutdown")
+    async with Held() as held:
+        waiting = held.submit(2)
+        await turn()
+        closing = asyncio.create_task(held.batcher.close())
+        await turn()
+        with pytest.raises(Overloaded, match="shutting down"):
+            await held.batcher.submit(query(), deadline=1e9)
+        held.worker.gate.set()
+        await closing
+        assert len((await waiting).answer) == 2
+        assert len((await held.first).answer) == 1
+    assert shed("shutdown") == before + 1
+
+
+async def test_waiting_for_company_ends_with_a_full_batch():
+    worker = Worker()
+    batcher = MicroBatcher(worker, max_batch=2, queue_limit=8, wait_s=60, clock=time.monotonic)
+    batcher.start()
+    await asyncio.gather(*(batcher.submit(query(k), deadline=1e9) for k in (2, 3)))
+    assert worker.batches == [[2, 3]]
+    alone = asyncio.create_task(batcher.submit(query(4), deadline=1e9))
+    await turn()
+    await batcher.close()  # ends the waiting, too
+    assert len((await alone).answer) == 4
+
+
+async def test_waiting_for_company_ends_with_time():
+    worker = Worker()
+    batcher = MicroBatcher(worker, max_batch=8, queue_limit=8, wait_s=0.01, clock=time.monotonic)
+    batcher.start()
+    assert len((await batcher.submit(query(2), deadline=1e9)).answer) == 2
+    await batcher.close()

@@ -1,0 +1,85 @@
+"""The OpenAPI document says what the service does."""
+
+import json
+import re
+
+import pytest
+from pydantic import TypeAdapter
+
+from service import schemas
+from service.errors import TABLE
+
+pytestmark = pytest.mark.anyio
+
+
+async def document(client) -> dict:
+    return (await client.get("/openapi.json")).json()
+
+
+async def test_every_call_of_this_version_is_described(client):
+    paths = (await document(client))["paths"]
+    calls = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert calls == {
+        ("POST", "/v1/recommendations"),
+        ("GET", "/v1/users/{user_id}/recommendations"),
+        ("GET", "/v1/users/{user_id}/history"),
+        ("DELETE", "/v1/users/{user_id}"),
+        ("GET", "/v1/items/{item_id}/similar"),
+        ("POST", "/v1/events"),
+        ("GET", "/v1/model"),
+        ("GET", "/livez"),
+        ("GET", "/readyz"),
+        ("GET", "/metrics"),
+    }
+    for methods in paths.values():
+        for call in methods.values():
+            assert call["summary"]
+            assert call["description"]
+
+
+async def test_every_reference_leads_somewhere(client):
+    described = await document(client)
+    for name in set(re.findall(r"#/components/schemas/([^\"]+)", json.dumps(described))):
+        assert name in described["components"]["schemas"], name
+
+
+async def test_errors_are_declared_as_problems_with_statuses_of_the_table(client):
+    known = {str(status) for status, _ in TABLE.values()}
+    for path, methods in (await document(client))["paths"].items():
+        for call in methods.values():
+            errors = {status: answer for status, answer in call["responses"].items() if status >= "400"}
+            assert set(errors) <= known
+            for answer in errors.values():
+                assert list(answer["content"]) == ["application/problem+json"]
+            if path.startswith("/v1"):
+                assert {"401", "403", "500", "503"} <= set(errors)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "described"),
+    [
+        ("POST", "/v1/recommendations", {"history": ["i01"]}, schemas.RecommendationAnswer),
+        ("GET", "/v1/users/u/recommendations", None, schemas.RecommendationAnswer),
+        ("POST", "/v1/events", {"events": [{"user_id": "u", "item_id": "i", "event_id": "e"}]}, schemas.EventsAnswer),
+        ("GET", "/v1/users/u/history", None, schemas.HistoryAnswer),
+        ("GET", "/v1/items/i01/similar", None, schemas.SimilarAnswer),
+        ("GET", "/v1/model", None, schemas.ModelAnswer),
+        ("GET", "/readyz", None, schemas.Readiness),
+        ("GET", "/livez", None, schemas.Liveness),
+        ("GET", "/nowhere", None, schemas.Problem),
+        ("POST", "/v1/events", {}, schemas.Problem),
+    ],
+)
+async def test_answers_are_what_is_described(client, method, path, body, described):
+    """Answers are not validated when they are sent, so they are here: strictly, and with nothing besides."""
+    answer = await client.request(method, path, json=body)
+    adapter = TypeAdapter(described)
+    assert adapter.dump_python(adapter.validate_json(answer.content, strict=True)) == answer.json()
+
+
+async def test_examples_are_accepted(client):
+    described = (await document(client))["components"]["schemas"]
+    for path, name in (("/v1/recommendations", "RecommendationRequest"), ("/v1/events", "EventsRequest")):
+        example = described[name]["example"]
+        answer = await client.post(path, json=example)
+        assert answer.status_code < 300, answer.text
