@@ -68,15 +68,17 @@ def test_ties_at_the_cut_go_to_the_lower_rows() -> None:
     assert scores.tolist() == [16, 8, 8, 8]
 
 
-def test_twins_that_a_matrix_product_would_tell_apart_tie() -> None:
-    """Equal vectors at the edges of the product's blocks get equal scores, so their order is that of their rows."""
-    rng = np.random.default_rng(0)
-    vectors = np.repeat(rng.normal(size=(1, 67)), 999, axis=0).astype(np.float32)
-    ((rows, scores),) = ExactIndex(vectors).search(
-        rng.normal(size=(1, 67)).astype(np.float32), np.array([500]), everything(998), [NONE]
-    )
-    assert rows.tolist() == list(range(1, 501))
-    assert len(set(scores.tolist())) == 1
+@pytest.mark.parametrize("n", [7, 63, 1001])
+@pytest.mark.parametrize("d", [64, 67, 128])
+def test_twins_that_a_matrix_product_tells_apart_tie(n: int, d: int) -> None:
+    """A product rounds differently at the edges of its blocks; equal vectors are in the order of their rows even so."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        vectors = np.repeat(rng.normal(size=(1, d)), n, axis=0).astype(np.float32)
+        queries = rng.normal(size=(3, d)).astype(np.float32)
+        for rows, scores in ExactIndex(vectors).search(queries, np.full(3, n // 2), everything(n - 1), [NONE] * 3):
+            assert rows.tolist() == list(range(1, n // 2 + 1))
+            assert len(set(scores.tolist())) == 1
 
 
 def test_a_score_does_not_depend_on_its_company() -> None:
