@@ -1,8 +1,9 @@
-"""`python -m models`: train, evaluate, compare, list, inspect.
+"""`python -m models`: train, evaluate, compare, cases, list, inspect.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
 python -m models evaluate --bundle artifacts/ml-1m --data ml-1m --events DIR --split loo --k 10,20
 python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m --events DIR
+python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --limit 2000 --out cases.jsonl
 python -m models list
 python -m models inspect  artifacts/ml-1m
 """
@@ -96,6 +97,14 @@ def _compare(options: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
+def _cases(options: argparse.Namespace, progress: Progress) -> int:
+    log = runs.read(_source(options), progress)
+    bundle = Bundle.open(options.bundle)
+    written = runs.write_cases(bundle, log, options.out, split=options.split, limit=options.limit, seed=options.seed)
+    print(f"{written:,} cases of {bundle.name} at {options.out}")
+    return 0
+
+
 def _list(_options: argparse.Namespace, _progress: Progress) -> int:
     for name, family in families().items():
         print(f"{name}\n  paper     {family.paper}\n  stage     {family.stage}\n  status    {family.status}")
@@ -146,6 +155,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
@@ -190,6 +205,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path)
     compare.add_argument("--results", type=Path, help="append the table to this file, for example models/RESULTS.md")
     compare.set_defaults(run=_compare)
+
+    cases = commands.add_parser(
+        "cases", parents=[data], help="write test cases as JSON lines, to be replayed over HTTP"
+    )
+    cases.add_argument("--bundle", required=True, type=Path, help="whose catalog the cases are in")
+    cases.add_argument("--limit", type=_count, default=2000, help="cases at most, drawn at random")
+    cases.add_argument("--seed", type=int, default=0, help="of the draw")
+    cases.add_argument("--out", required=True, type=Path, help="file to write")
+    cases.set_defaults(run=_cases)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)
