@@ -1,0 +1,271 @@
+"""The promises of the contract's REST chapter that this version makes, one test each, in the contract's own words.
+
+They are kept by the whole application over the toy bundle; the details of each have tests of their own below
+`tests/service/`.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from retrieval.bundle import Bundle
+from retrieval.recommenders import Served, load
+from service.app import create_app
+from service.errors import StoreUnavailable
+from service.settings import Settings
+
+Asked = Callable[..., list[httpx.Response]]
+
+
+@pytest.fixture(scope="module")
+def served(toy_bundle: Path) -> Served:
+    return load(Bundle.open(toy_bundle))
+
+
+@pytest.fixture
+def ask(served: Served) -> Asked:
+    """Sends requests, one after the other, to one fresh service: `ask(("GET", path), ("POST", path, body))`."""
+
+    def asked(
+        *requests: tuple[Any, ...], store: Any = None, headers: Any = None, **settings: Any
+    ) -> list[httpx.Response]:
+        async def told() -> list[httpx.Response]:
+            chosen = Settings(**{"store": "memory://", "deadline_ms": 5_000, **settings})
+            app = create_app(chosen, served=served, store=store)
+            transport = httpx.ASGITransport(app)
+            async with (
+                app.router.lifespan_context(app),
+                httpx.AsyncClient(transport=transport, base_url="http://s", headers=headers) as http,
+            ):
+                return [
+                    await http.request(method, path, json=body[0] if body else None) for method, path, *body in requests
+                ]
+
+        return asyncio.run(told())
+
+    return asked
+
+
+def events(*item_ids: str, user_id: str = "anna", **more: Any) -> tuple[Any, ...]:
+    return ("POST", "/v1/events", {"events": [{"user_id": user_id, "item_id": item, **more} for item in item_ids]})
+
+
+def ids(answer: httpx.Response) -> list[str]:
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+RECOMMEND = "/v1/recommendations"
+
+
+def test_unknown_users_and_unknown_items_in_a_history_are_never_an_error(ask):
+    answers = ask(
+        ("POST", RECOMMEND, {"user_id": "nobody", "history": ["nothing", "i05"]}),
+        ("GET", "/v1/users/nobody/recommendations"),
+        ("GET", "/v1/users/nobody/history"),
+        ("DELETE", "/v1/users/nobody"),
+        events("nothing"),
+    )
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 204, 202]
+
+
+def test_up_to_500_events_202_with_a_result_per_event(ask):
+    many, too_many = ask(events(*["i01"] * 500), events(*["i01"] * 501))
+    assert (many.status_code, len(many.json()["results"])) == (202, 500)
+    assert too_many.status_code == 422
+    assert "500" in too_many.json()["detail"]
+
+
+def test_event_id_de_duplicates(ask):
+    once, again, history = ask(
+        events("i01", event_id="e"), events("i01", event_id="e"), ("GET", "/v1/users/anna/history")
+    )
+    assert [answer.json()["results"][0]["outcome"] for answer in (once, again)] == ["accepted", "duplicate"]
+    assert len(history.json()["events"]) == 1
+
+
+def test_an_event_is_visible_to_the_very_next_recommendation(ask):
+    _, answer = ask(events("i05"), ("GET", "/v1/users/anna/recommendations?k=1"))
+    assert ids(answer)[0] in {"i04", "i06"}
+
+
+def test_the_get_form_is_side_effect_free(ask):
+    _, before, _, after = ask(
+        events("i05"),
+        ("GET", "/v1/users/anna/history"),
+        ("GET", "/v1/users/anna/recommendations"),
+        ("GET", "/v1/users/anna/history"),
+    )
+    assert before.json() == after.json()
+
+
+def test_k_is_1_to_500_and_20_when_left_out(ask):
+    answers = ask(*(("POST", RECOMMEND, {"k": k, "exclude_seen": False}) for k in (1, 500)), ("POST", RECOMMEND, {}))
+    assert [len(ids(answer)) for answer in answers] == [1, 19, 19]  # nineteen are available
+    for refused in ask(*(("POST", RECOMMEND, {"k": k}) for k in (0, 501))):
+        assert refused.status_code == 422
+
+
+def test_exactly_k_items_whenever_k_are_eligible_even_with_a_strict_filter(ask):
+    red = {"categories": {"any": ["red"]}, "exclude_ids": ["i06"]}
+    (answer,) = ask(("POST", RECOMMEND, {"history": ["i10"], "k": 5, "filter": red}))
+    assert sorted(ids(answer)) == ["i03", "i09", "i12", "i15", "i18"]
+
+
+def test_never_an_id_outside_the_catalogue_or_the_filter_and_never_a_duplicate(ask):
+    (answer,) = ask(("POST", RECOMMEND, {"history": ["i05"], "filter": {"include_ids": ["i07", "i07", "x", "i20"]}}))
+    assert ids(answer) == ["i07"]
+
+
+def test_exclude_seen_is_the_models_word_unless_the_caller_says_otherwise(ask):
+    default, told = ask(
+        ("POST", RECOMMEND, {"history": ["i05"]}), ("POST", RECOMMEND, {"history": ["i05"], "exclude_seen": False})
+    )
+    assert "i05" not in ids(default)
+    assert "i05" in ids(told)
+
+
+def test_consent_false_means_that_nothing_is_read_or_stored(ask):
+    body = {"user_id": "anna", "history": ["i15"], "consent": False, "k": 18}
+    _, answer, history = ask(events("i05"), ("POST", RECOMMEND, body), ("GET", "/v1/users/anna/history"))
+    assert "i05" in ids(answer)  # what is remembered of her was not read
+    assert [event["item_id"] for event in history.json()["events"]] == ["i05"]
+
+
+def test_the_answer_has_the_fields_of_the_contract(ask):
+    (answer,) = ask(("POST", RECOMMEND, {"history": ["i05"], "k": 1}))
+    body = answer.json()
+    assert set(body) == {
+        "recommendation_id", "items", "next", "model", "degraded", "degraded_reasons", "timings_ms"
+    }  # fmt: skip
+    assert set(body["items"][0]) == {"item_id", "score", "rank", "source", "attributes"}
+    assert set(body["model"]) == {"name", "bundle", "variant"}
+    sent = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    assert {stage: float(ms) for stage, ms in sent.items()} == body["timings_ms"]
+
+
+def test_see_and_erase_everywhere(ask):
+    *_, seen, erased, gone, recommended = ask(
+        events("i05", event_id="e"),
+        ("GET", "/v1/users/anna/history"),
+        ("DELETE", "/v1/users/anna"),
+        ("GET", "/v1/users/anna/history"),
+        ("GET", "/v1/users/anna/recommendations"),
+    )
+    assert len(seen.json()["events"]) == 1
+    assert erased.status_code == 204
+    assert gone.json()["events"] == []
+    assert recommended.json()["degraded_reasons"] == ["no_history"]
+
+
+def test_item_to_item(ask):
+    (answer,) = ask(("GET", "/v1/items/i05/similar?k=2"))
+    assert set(ids(answer)) == {"i04", "i06"}
+
+
+def test_the_model_says_bundle_digest_data_dates_catalogue_size_and_quality(ask, served):
+    about = ask(("GET", "/v1/model"))[0].json()
+    assert about["digest"] == served.bundle.digest
+    assert {"first", "last"} <= set(about["data"])
+    assert (about["catalog_items"], about["metrics"]["loo"]["recall@10"]) == (20, 0.5)
+
+
+def test_errors_are_problems_everywhere_and_the_openapi_file_declares_them(ask):
+    *refused, document = ask(
+        ("GET", "/nowhere"),
+        ("PATCH", RECOMMEND),
+        ("POST", RECOMMEND, {"k": 0}),
+        ("GET", "/v1/items/nothing/similar"),
+        ("GET", "/openapi.json"),
+    )
+    for answer in refused:
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert set(answer.json()) >= {"type", "title", "status", "detail", "code", "request_id"}
+    declared = document.json()["paths"][RECOMMEND]["post"]["responses"]
+    assert {"400", "401", "403", "413", "415", "422", "500", "503", "504"} <= set(declared)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "limit"),
+    [
+        (("POST", RECOMMEND, {"user_id": "x" * (1 << 20)}), 413, "1048576 bytes"),
+        (("POST", RECOMMEND, {"user_id": "x" * 257}), 422, "256"),
+        (("POST", RECOMMEND, {"history": ["i01"] * 1001}), 422, "1000"),
+        (("POST", RECOMMEND, {"k": 501}), 422, "500"),
+    ],
+)
+def test_beyond_a_limit_the_answer_names_it(ask, request_, status, limit):
+    (answer,) = ask(request_)
+    assert answer.status_code == status
+    assert limit in answer.json()["detail"]
+
+
+def test_at_the_limits_all_is_well(ask):
+    (answer,) = ask(("POST", RECOMMEND, {"user_id": "x" * 256, "history": ["i01"] * 1000, "k": 500}))
+    assert answer.status_code == 200
+
+
+def test_api_keys_on_everything_but_probes(ask, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"shop:read,write,metrics:{hashlib.sha256(b'secret').hexdigest()}\n")
+    calls = [("GET", "/livez"), ("GET", "/readyz"), ("GET", "/v1/model"), ("GET", "/metrics"), ("POST", RECOMMEND, {})]
+    without = ask(*calls, api_keys_file=keys)
+    assert [answer.status_code for answer in without] == [200, 200, 401, 401, 401]
+    within = ask(*calls, api_keys_file=keys, headers={"authorization": "Bearer secret"})
+    assert [answer.status_code for answer in within] == [200] * 5
+
+
+def test_overload_is_503_with_retry_after_before_any_work_is_done(served):
+    async def told() -> list[httpx.Response]:
+        app = create_app(
+            Settings(store="memory://", max_in_flight=1, batch_wait_ms=50, deadline_ms=5_000), served=served
+        )
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://s") as http,
+        ):
+            return await asyncio.gather(*(http.post(RECOMMEND, json={"history": ["i05"]}) for _ in range(4)))
+
+    answers = asyncio.run(told())
+    assert sorted(answer.status_code for answer in answers) == [200, 503, 503, 503]
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
+
+
+def test_degradation_in_order_each_visible(ask):
+    class Away:
+        name, durable = "away", False
+
+        async def open(self) -> None: ...
+        async def close(self) -> None: ...
+
+        async def history(self, _user_id: str) -> Any:
+            raise StoreUnavailable("history", "it is away")
+
+    body, nothing, late = ask(
+        ("POST", RECOMMEND, {"user_id": "anna", "history": ["i05"], "k": 1}),
+        ("POST", RECOMMEND, {"user_id": "anna", "k": 1}),
+        ("GET", "/metrics"),
+        store=Away(),
+    )
+    assert body.json()["degraded_reasons"] == ["store_unavailable"]  # history from the body
+    assert ids(body)[0] in {"i04", "i06"}
+    assert nothing.json()["degraded_reasons"] == ["store_unavailable", "no_history"]  # popular
+    assert ids(nothing) == ["i01"]
+    for reason in ("store_unavailable", "no_history"):
+        assert f'sequitur_degraded_total{{reason="{reason}"}}' in late.text
+
+
+def test_what_this_version_does_not_do_it_says(ask):
+    diversity, other, following = ask(
+        ("POST", RECOMMEND, {"diversity": 0.3}),
+        ("POST", RECOMMEND, {"model": "another"}),
+        ("GET", "/v1/recommendations/abc/next"),
+    )
+    assert "not supported yet" in diversity.json()["detail"]
+    assert "'another' is not served here" in other.json()["detail"]
+    assert (following.status_code, following.json()["code"]) == (404, "not_found")
