@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from retrieval.errors import BundleTorn
+from retrieval.errors import BundleTorn, InvalidInput
 from retrieval.faiss_index import FaissIndex, recall, tune
 from retrieval.filters import Eligible
 from retrieval.index import ExactIndex, choose_index, load_index, save_index
@@ -25,11 +25,15 @@ def vectors() -> np.ndarray:
     return np.concatenate([np.zeros((1, D)), points]).astype(np.float32)
 
 
+def histories(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """float32, shape (200, D): means of a few items each, as histories give them."""
+    rng = np.random.default_rng(seed)
+    return np.stack([vectors[rng.integers(1, N + 1, 3)].mean(axis=0) for _ in range(200)])
+
+
 @pytest.fixture(scope="module")
 def queries(vectors: np.ndarray) -> np.ndarray:
-    """Means of a few items each, as histories give them."""
-    rng = np.random.default_rng(1)
-    return np.stack([vectors[rng.integers(1, N + 1, 3)].mean(axis=0) for _ in range(200)])
+    return histories(vectors, 1)
 
 
 def counting(index: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -54,13 +58,14 @@ def test_tuning_reaches_its_target_and_says_how(vectors: np.ndarray, queries: np
     index, settings = choose_index(vectors, sample_queries=queries, target_recall=0.9, k=20, exact_below=100)
     assert settings["kind"] == index.name == "ivf"
     assert settings["measured_recall"] >= 0.9
-    assert [step["recall"] < 0.9 for step in settings["tried"]] == [True] * (len(settings["tried"]) - 1) + [False]
     assert settings["parameters"]["width"] == settings["tried"][-1]["width"]
-    # What the manifest states holds for queries that were not tuned on.
-    fresh = queries[::-1] * 0.5 + queries * 0.5
+    assert [step["recall"] for step in settings["tried"]] == sorted(step["recall"] for step in settings["tried"])
+    # What the manifest states holds for other histories of the same kind, not only for those it was tuned on.
     k, nothing = np.full(200, 20), [NONE] * 200
-    truth = ExactIndex(vectors).search(fresh, k, ALL, nothing)
-    assert recall(index.search(fresh, k, ALL, nothing), truth) > 0.85
+    for seed in range(2, 6):
+        fresh = histories(vectors, seed)
+        truth = ExactIndex(vectors).search(fresh, k, ALL, nothing)
+        assert recall(index.search(fresh, k, ALL, nothing), truth).mean() >= 0.9
 
 
 def test_a_target_that_few_cells_cannot_reach_gives_the_exact_index(vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -70,10 +75,17 @@ def test_a_target_that_few_cells_cannot_reach_gives_the_exact_index(vectors: np.
     assert settings["tried"]
 
 
+def test_tuning_without_samples_is_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(InvalidInput, match="no sample query"):
+        choose_index(vectors, sample_queries=np.zeros((0, D), np.float32), exact_below=100)
+
+
 def test_recall_counts_rows_and_forgives_ties() -> None:
-    truth = [(np.array([1, 2, 3, 4]), np.array([4, 3, 2, 2], np.float32))]
-    assert recall([(np.array([1, 2, 3, 9]), np.array([4, 3, 2, 2], np.float32))], truth) == 1.0
-    assert recall([(np.array([1, 3, 9, 8]), np.array([4, 2, 1, 0], np.float32))], truth) == 0.5
+    exact = (np.array([1, 2, 3, 4]), np.array([4, 3, 2, 2], np.float32))
+    tied = (np.array([1, 2, 3, 9]), np.array([4, 3, 2, 2], np.float32))
+    half = (np.array([1, 3, 9, 8]), np.array([4, 2, 1, 0], np.float32))
+    none = (NONE, np.zeros(0, np.float32))
+    assert recall([tied, half, none], [exact, exact, none]).tolist() == [1.0, 0.5, 1.0]
 
 
 def test_recall_under_a_filter_stays_near_that_without(vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -82,7 +94,7 @@ def test_recall_under_a_filter_stays_near_that_without(vectors: np.ndarray, quer
     mask[0] = False
     selection, k, exclude = Eligible.of(mask), np.full(200, 20), [np.arange(1, 30)] * 200
     truth = ExactIndex(vectors).search(queries, k, selection, exclude)
-    assert recall(index.search(queries, k, selection, exclude), truth) > 0.93
+    assert recall(index.search(queries, k, selection, exclude), truth).mean() > 0.93
 
 
 def test_an_open_search_is_left_to_faiss(
