@@ -1,6 +1,76 @@
-# The verbs of the house. `make` alone lists them.
+# The verbs of the house; `make` alone lists them. Each recipe is what a person would type.
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 PYTHON ?= python3
+PORT ?= 8000
+DATA ?=
+DATA_DIR ?=
+MODEL ?= sasrec
+
+# One environment to serve (no torch), one to do everything. The stamp holds the state of what they were made from.
+SERVE := .venv-serve
+FULL := .venv
+RUN := $(FULL)/bin/python
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+setup: $(FULL)/ready ## make .venv with everything for development: training, tests, load
+
+demo: $(SERVE)/ready ## serve the demo bundle at http://127.0.0.1:8000 (PORT=), or train on DATA= from DATA_DIR= and serve that
+ifeq ($(DATA),)
+	$(SERVE)/bin/python -m service --bundle artifacts/demo --port $(PORT)
+else
+	@test -n "$(DATA_DIR)" || { echo "DATA=$(DATA) needs DATA_DIR=, the directory that holds it"; exit 2; }
+	@$(MAKE) --no-print-directory artifacts/$(DATA)
+	$(SERVE)/bin/python -m service --bundle artifacts/$(DATA) --port $(PORT)
+endif
+
+ifneq ($(DATA),)
+artifacts/$(DATA): | $(FULL)/ready
+	$(RUN) -m models train --model $(MODEL) --data $(DATA) --events "$(DATA_DIR)" --out $@ \
+	  $(if $(wildcard $@.training/checkpoint.npz),--resume) --on-bad-row skip $(TRAIN)
+endif
+
+demo-bundle: $(FULL)/ready ## train the demo bundle again from the shipped catalogue and the seeded readers
+	$(RUN) -m models.demo --out artifacts/demo --overwrite
+
+serve: $(SERVE)/ready ## serve SEQUITUR_BUNDLE (artifacts/current, else artifacts/demo)
+	$(SERVE)/bin/python -m service --port $(PORT)
+
+check: $(FULL)/ready ## format, lint, types, import contracts, spelling
+	$(FULL)/bin/ruff format --check .
+	$(FULL)/bin/ruff check .
+	$(FULL)/bin/mypy service retrieval models loadtests
+	$(FULL)/bin/lint-imports
+	$(FULL)/bin/typos
+
+test: $(FULL)/ready ## the whole suite, a real redis-server of its own included; what takes minutes is left to test-all
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-all: $(FULL)/ready ## everything, trainings and ten thousand random requests included
+	$(RUN) -m pytest -m "not gpu"
+
+bench: $(FULL)/ready ## where the time of a request goes, stage by stage, above the no-op floor
+	$(RUN) -m loadtests stages --bundle artifacts/demo
+
+load: $(FULL)/ready ## scheduled arrivals against a running service: make load PORT=8000
+	$(RUN) -m loadtests open-loop --url http://127.0.0.1:$(PORT)
+
+$(SERVE)/ready: requirements/serve.txt
+	$(call environment,$(SERVE),requirements/serve.txt)
+
+$(FULL)/ready: requirements/dev.txt
+	$(call environment,$(FULL),requirements/dev.txt)
+
+# environment(directory, requirements)
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which with PYTHON=python3.11"; exit 2; }
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@echo "installing $(2) into $(1)"
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(2)
+	@touch $@
+endef
+
+.PHONY: help setup demo demo-bundle serve check test test-all bench load

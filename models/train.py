@@ -56,12 +56,12 @@ class TrainConfig:
     calibration: float = 0.75
     learning_rate: float = 1e-3
     beta2: float = 0.98
-    decay: str = "constant"
+    decay: str = "cosine"
     warmup: int = 0
-    batch: int = 128
-    epochs: int = 100
-    patience: int = 10
-    windows: str = "last"
+    batch: int = 64
+    epochs: int = 40
+    patience: int = 8
+    windows: str = "all"
     average: float = 0.0
     seed: int = 1
     threads: int = 2
