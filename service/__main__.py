@@ -1,4 +1,7 @@
-"""`python -m service`: read the settings, load the bundle, serve. Whatever is wrong is said in one line."""
+"""`python -m service`: read the settings, load the bundle, serve. Whatever is wrong is said in one line.
+
+What imports NumPy is imported late: the number of its threads has to be settled first.
+"""
 
 import argparse
 import errno
@@ -12,7 +15,6 @@ from typing import Any
 
 import uvicorn
 
-from retrieval.bundle import Bundle
 from retrieval.errors import BundleError
 from service import settings
 from service.errors import ConfigurationError
@@ -34,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         chosen = settings.read(**said)
+        settings.claim_cores(chosen)
         open_keys(chosen)  # before anything is loaded, like the port
         listening = _listen(chosen)
         with listening:
@@ -75,6 +78,8 @@ def _serve_one(chosen: Settings, listening: socket.socket) -> int:
 
 def _serve_many(chosen: Settings, listening: socket.socket) -> int:
     """A supervisor and its workers; each loads the bundle by itself, and all write their metrics to one directory."""
+    from retrieval.bundle import Bundle
+
     Bundle.open(chosen.bundle_dir)  # refused here once instead of in every worker
     host, port = listening.getsockname()[:2]
     sys.stdout.write(f"Sequitur starts {chosen.workers} workers on {_url(listening)}\n")

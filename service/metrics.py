@@ -128,7 +128,7 @@ for _metric, _values in (
     (DEGRADED, DEGRADED_REASONS),
     (SHED, SHED_REASONS),
     (DISPATCH, DISPATCH_REASONS),
-    (DEADLINE_EXCEEDED, ("state", "queue", "respond")),
+    (DEADLINE_EXCEEDED, ("state", "queue", "model", "respond")),
     (EVENTS, EVENT_OUTCOMES),
     (STORE_ERRORS, STORE_OPERATIONS),
     (SWAPS, ("ok", "failed")),

@@ -22,6 +22,7 @@ from service.batching import MicroBatcher
 from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StoreUnavailable, code_of
 from service.permits import Permits
 from service.schemas import (
+    DEFAULT_EVENT_TYPE,
     FilterRequest,
     HistoryEvent,
     RecommendationAnswer,
@@ -189,7 +190,7 @@ class Pipeline:
     ) -> Query:
         """Ids become rows: what the model reads, and what it must not answer."""
         stored = self._history(remembered, now)
-        given = self._history([_event(entry) for entry in asked.history], now) if asked.history else None
+        given = self._history([_event(entry, now) for entry in asked.history], now) if asked.history else None
         hidden = [self.served.catalog.rows(asked.filter.exclude_ids)] if asked.filter.exclude_ids else []
         if self._exclude_seen if asked.exclude_seen is None else asked.exclude_seen:
             hidden += [stored.rows, given.rows] if given is not None else [stored.rows]
@@ -260,8 +261,8 @@ class Pipeline:
             metrics.STAGE_SECONDS.labels(stage).observe(seconds)
 
 
-def _event(entry: str | HistoryEvent) -> HistoryEvent:
-    return HistoryEvent.model_construct(item_id=entry) if isinstance(entry, str) else entry
+def _event(entry: str | HistoryEvent, now: float) -> Past:
+    return StoredEvent(entry, DEFAULT_EVENT_TYPE, None, now) if isinstance(entry, str) else entry
 
 
 def _filter(asked: FilterRequest) -> Filter:

@@ -23,6 +23,7 @@ MAX_HISTORY = 1_000  # events
 MAX_EVENTS = 500  # per call
 MAX_K = 500
 DEFAULT_K = 20
+DEFAULT_EVENT_TYPE = "view"
 MAX_CONTEXT = 32  # entries
 MAX_IDS = 10_000  # in one list of a filter
 MAX_DEADLINE_MS = 10_000
@@ -64,7 +65,7 @@ class HistoryEvent(_Body):
     """One event of a history that the caller holds."""
 
     item_id: Id
-    event_type: Word = "view"
+    event_type: Word = DEFAULT_EVENT_TYPE
     value: Number | None = None
     timestamp: Time | None = Field(default=None, description="Left out: the moment of the request.")
 
@@ -111,7 +112,7 @@ class FilterRequest(_Body):
 
     exclude_ids: list[Id] = Field(default=[], max_length=MAX_IDS)
     include_ids: list[Id] = Field(default=[], max_length=MAX_IDS, description="Nothing else; empty: no condition.")
-    categories: Categories = Categories()
+    categories: Categories = Field(default_factory=Categories)
     attributes: list[AttributeCondition] = Field(default=[], max_length=MAX_CONTEXT)
 
 
@@ -153,7 +154,7 @@ class RecommendationRequest(_Body):
     k: Annotated[int, Field(ge=1, le=MAX_K, strict=True)] = DEFAULT_K
     placement: Word | None = Field(default=None, description="Where it will be shown.")
     context: Context = {}
-    filter: FilterRequest = FilterRequest()
+    filter: FilterRequest = Field(default_factory=FilterRequest)
     exclude_seen: Annotated[bool, Field(strict=True)] | None = Field(
         default=None, description="Leave out what the history holds; left out: as the model says."
     )

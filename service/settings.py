@@ -90,8 +90,7 @@ class Settings(BaseModel):
     @property
     def threads(self) -> int:
         """Cores that one worker process may use."""
-        cores = self.cores or len(os.sched_getaffinity(0))
-        return max(1, cores // self.workers)
+        return max(1, (self.cores or available_cores()) // self.workers)
 
     @property
     def is_loopback(self) -> bool:
@@ -102,6 +101,16 @@ class Settings(BaseModel):
             return ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may run on; a container's quota counts, which the affinity does not know."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        limit, period = quota.read_text().split()
+        return max(1, min(allowed, int(limit) // int(period)))
+    except (OSError, ValueError):  # no quota: the file is absent or says `max`
+        return allowed
 
 
 def read(environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -127,6 +136,12 @@ def read(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
             f"{PREFIX}{field.upper()}={first['input']!r} is refused: {first['msg']}. "
             f"It means: {Settings.model_fields[field].description}"
         ) from error
+
+
+def claim_cores(settings: Settings) -> None:
+    """Tells the linear algebra below NumPy how many threads to use; it asks once, when NumPy is imported."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, str(settings.threads))
 
 
 def publish(settings: Settings) -> None:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -148,13 +149,18 @@ async def serving(
     try:
         await warm_up(pipeline, clock, at_once=min(settings.max_batch, settings.max_in_flight, settings.queue_limit))
         metrics.SWAPS.labels("ok").inc()
+        # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
+        gc.collect()
+        gc.freeze()
         metrics.READY.set(1)
         yield State(served, store, batcher, pipeline, users, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
         await batcher.close()
         await store.close()
-        metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)
+        gc.unfreeze()
+        if metrics.MULTIPROCESS_DIR is None:  # there the series ends with the process, and cannot earlier
+            metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)
 
 
 async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: int) -> None:

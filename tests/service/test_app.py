@@ -24,6 +24,13 @@ print(*sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     assert done.stdout.strip() == ""
 
 
+def test_reading_the_settings_does_not_import_numpy_yet():
+    """Its threads are counted from the settings, and it counts them when it is imported."""
+    script = "import sys, service.__main__; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_an_application_that_others_could_reach_is_not_made_without_keys():
     with pytest.raises(ConfigurationError, match="there are no API keys"):
         create_app(Settings(host="0.0.0.0", store="memory://"))

@@ -14,6 +14,8 @@ def _plain_environment(monkeypatch, tmp_path, restored_logging):  # noqa: ARG001
     for name in [name for name in os.environ if name.startswith("SEQUITUR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SEQUITUR_STORE", "memory://")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # so that the process which runs the tests keeps its own
     monkeypatch.chdir(tmp_path)
 
 

@@ -41,7 +41,18 @@ def test_limits_follow_from_the_one_dial():
 def test_cores_are_shared_between_workers_and_every_worker_has_one():
     assert Settings(cores=8, workers=2).threads == 4
     assert Settings(cores=1, workers=4).threads == 1
-    assert Settings().threads == len(os.sched_getaffinity(0))
+    assert Settings().threads == settings.available_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000", 0), ("150000 100000", 1), ("50000 100000", 1), ("99900000 100000", 0), ("", 0)],
+)
+def test_a_containers_quota_counts(tmp_path, text, expected):
+    (tmp_path / "cpu.max").write_text(text)
+    every = len(os.sched_getaffinity(0))
+    assert settings.available_cores(tmp_path / "cpu.max") == (expected or every)
+    assert settings.available_cores(tmp_path / "none") == every
 
 
 @pytest.mark.parametrize(
@@ -63,6 +74,14 @@ def test_settings_are_frozen_described_and_silent_about_the_store():
         Settings().port = 1
     assert all(field.description for field in Settings.model_fields.values())
     assert "secret" not in repr(Settings(store="redis://:secret@host/0"))
+
+
+def test_threads_below_numpy_are_settled_unless_somebody_did(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    settings.claim_cores(Settings(cores=3))
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("7", "3")
 
 
 def test_published_settings_are_read_back_the_same(monkeypatch):
