@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models import runs
+from models.errors import ExportError
 from models.export import EXACT_BELOW
 from models.layouts import layouts
 from models.progress import Progress
@@ -42,18 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, progress: Progress) -> int:
-    bundle, report = runs.train(
-        options.model,
-        _source(options),
-        options.out,
-        dict(options.set),
-        progress=progress,
-        split=options.split,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        target_recall=options.target_recall,
-        exact_below=options.exact_below,
-    )
+    try:
+        bundle, report = runs.train(
+            options.model,
+            _source(options),
+            options.out,
+            dict(options.set),
+            progress=progress,
+            split=options.split,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            target_recall=options.target_recall,
+            exact_below=options.exact_below,
+        )
+    except (KeyboardInterrupt, OSError, ExportError):
+        kept = runs.workbench(options.out.resolve())
+        if kept.is_dir():
+            progress.say(f"what was learnt is kept in {kept}; --resume goes on from there")
+        raise
     if report:
         print(report)
     print(f"bundle {bundle.name} at {bundle.path}")
@@ -182,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, help="bundle directory to write")
     train.add_argument("--set", action="append", type=_pair, default=[], metavar="key=value", help="any option")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUT.training")
-    train.add_argument("--overwrite", action="store_true", help="replace a bundle that stands at OUT")
+    train.add_argument("--overwrite", action="store_true", help="replace what stands at OUT or OUT.training")
     train.add_argument("--target-recall", type=float, default=0.98, help="of an approximate index against exact")
     train.add_argument("--exact-below", type=int, default=EXACT_BELOW, help="items up to which search is exact")
     train.set_defaults(run=_train)

@@ -6,6 +6,8 @@ where in which epoch the run stood.
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,8 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored.items())
         return arrays, json.loads(arrays.pop("facts.json").tobytes())
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); delete it and start without --resume") from error
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); start afresh with --overwrite") from error
 
 
 def state_of(model: torch.nn.Module, optimiser: torch.optim.Adam) -> dict[str, np.ndarray]:

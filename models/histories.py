@@ -150,7 +150,7 @@ def catalog_from_log(log: EventLog) -> Catalog:
         return Catalog.build(ids, popularity=popularity)
     table = pl.DataFrame({"item_id": ids}).join(described, on="item_id", how="left", maintain_order="left")
     names = [name for name in table.columns if name not in ("item_id", "available")]
-    attributes = {name: table[name].to_list() for name in names if table[name].null_count() < len(ids)}
+    attributes = {name: table[name].to_list() for name in names if _says_anything(table[name])}
     shown = table["available"].fill_null(True).to_numpy() if "available" in table.columns else None
     return Catalog.build(ids, popularity=popularity, available=shown, attributes=attributes)
 
@@ -158,6 +158,12 @@ def catalog_from_log(log: EventLog) -> Catalog:
 def with_popularity(catalog: Catalog, histories: Histories) -> Catalog:
     """The same catalog with the popularity that these histories give it."""
     return replace(catalog, popularity=histories.counts(len(catalog)))
+
+
+def _says_anything(column: pl.Series) -> bool:
+    """Whether any item has a value here: an item table has its usual columns also where a log describes none."""
+    given = column.drop_nulls()
+    return bool((given.list.len() > 0).any()) if isinstance(given.dtype, pl.List) else not given.is_empty()
 
 
 def _codes(column: pl.Series, vocabulary: Sequence[str]) -> IntArray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.errors import InvalidOption
 
+LOSSES = ("bce", "gbce", "sampled", "softmax")
 CHUNK = 2048  # positions whose logits exist at the same time in the full softmax: (2048, N) floats stay near the cache
 
 
@@ -171,5 +172,5 @@ def objective(name: str, sampler: Sampler, *, negatives: int, calibration: float
         "softmax": lambda h, e, y, _u: softmax(h, e, y),
     }
     if name not in choices:
-        raise InvalidOption(f"loss {name!r} is none of {', '.join(choices)}")
+        raise InvalidOption(f"loss {name!r} is none of {', '.join(LOSSES)}")
     return choices[name]

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import torch
 
 from models import comparison
 from models import train as training
-from models.errors import InvalidOption
+from models.errors import CheckpointError, InvalidOption
 from models.evaluate import EncoderScorer, Report, evaluate, evaluate_served
 from models.events import EventLog, read_log
 from models.export import EXACT_BELOW, export, git_commit
@@ -27,9 +28,9 @@ from models.progress import Progress
 from models.registry import configure, family
 from models.scoring import TorchScorer
 from models.splits import Cases, Split, leave_one_out, temporal
-from retrieval.bundle import Bundle
+from retrieval.bundle import Bundle, refuse_taken
 from retrieval.catalog import Catalog
-from retrieval.errors import BundleError, InvalidInput
+from retrieval.errors import InvalidInput
 from retrieval.sequences import History
 
 VALIDATE_CASES = 10_000  # drawn once, seeded; the whole of every public benchmark of this size is used
@@ -58,7 +59,8 @@ class Prepared:
         log: as read.
         catalog: with the popularity of the training part.
         event_types: vocabulary.
-        split: training part and cases; validation and test are None where no user has enough events.
+        train: the training part.
+        validation, test: cases; None where no user has enough events.
     """
 
     log: EventLog
@@ -109,8 +111,8 @@ def prepare(log: EventLog, *, split: SplitName = "loo") -> Prepared:
         with_popularity(catalog, train),
         types,
         train,
-        parts.validation if parts else None,
-        parts.test if parts else None,
+        parts.validation if parts and len(parts.validation) else None,
+        parts.test if parts and len(parts.test) else None,
     )
 
 
@@ -147,9 +149,18 @@ def train(
     Raises:
         InvalidOption: an option that neither the model nor the training knows.
         BundleError: `out` exists and `overwrite` is false; said before training, not after.
+        CheckpointError: an unfinished run is there, and neither `resume` nor `overwrite` says what to do with it; or
+            `resume` finds none, or one of other options or data.
     """
-    if out.exists() and not overwrite:
-        raise BundleError(f"{out} exists; choose another directory, or say --overwrite to replace it")
+    out = out.resolve()
+    refuse_taken(out, overwrite=overwrite)
+    directory = workbench(out)
+    if (directory / training.CHECKPOINT).exists() and not resume:
+        if not overwrite:
+            raise CheckpointError(
+                f"{directory} holds an unfinished run; go on with it by --resume, or start afresh with --overwrite"
+            )
+        shutil.rmtree(directory)
     maker = family(name)
     config, left = configure(maker.Config(), options)
     settings, unknown = configure(replace(training.TrainConfig(), **maker.recipe), left)
@@ -165,19 +176,12 @@ def train(
         f"training {name} with seed {settings.seed}: "
         + ", ".join(f"{key}={value}" for key, value in {**asdict(config), **asdict(settings)}.items())
     )
-    judged = prepared.validation.sample(VALIDATE_CASES, seed=settings.seed) if prepared.validation else None
-
-    def judge(candidate: Any) -> float:
-        if judged is None:
-            return 0.0
-        report = evaluate(TorchScorer(candidate, name=name), judged, n_items=len(prepared.catalog), ks=(10,))
-        return float(report.measures["ndcg@10"].value)
-
-    if judged is None:
-        progress.say("no user has three events: nothing can be held out, so every epoch is run and nothing is measured")
-        settings = replace(settings, patience=settings.epochs + 1)
+    judge = None
+    if prepared.validation is None:
+        progress.say("no user has enough events to hold one out: every epoch is run, and nothing is measured")
+    else:
+        judge = partial(_ndcg, prepared.validation.sample(VALIDATE_CASES, seed=settings.seed), len(prepared.catalog))
     hyper = {**asdict(config), **asdict(settings)}
-    directory = out.with_name(out.name + ".training")
     position = training.train(
         model,
         prepared.train,
@@ -188,6 +192,7 @@ def train(
             "model": name,
             "options": {k: v for k, v in hyper.items() if k not in ("epochs", "patience", "threads")},
             "data": prepared.log.digest,
+            "split": split,
         },
         progress=progress,
         resume=resume,
@@ -223,6 +228,16 @@ def train(
         f"{agreement['largest_difference']:.1e}, {agreement['identical_top20']:.2%} of the top-20 lists identical"
     )
     return bundle, report
+
+
+def workbench(out: Path) -> Path:
+    """Where the run that makes the bundle at `out` keeps its checkpoint."""
+    return out.with_name(out.name + ".training")
+
+
+def _ndcg(cases: Cases, n_items: int, model: Any) -> float:
+    report = evaluate(TorchScorer(model, name="candidate"), cases, n_items=n_items, ks=(10,))
+    return float(report.measures["ndcg@10"].value)
 
 
 def samples(prepared: Prepared) -> list[History]:
@@ -325,7 +340,8 @@ def compare(
     for name in names:
         out = workspace / name
         if not out.exists():
-            train(name, source, out, options, split=split, progress=progress)
+            unfinished = (workbench(out) / training.CHECKPOINT).exists()
+            train(name, source, out, options, split=split, progress=progress, resume=unfinished)
         opened.append(Bundle.open(out))
     scorers, remarks = [], {}
     for bundle in opened:

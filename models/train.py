@@ -8,6 +8,8 @@ goes on with `resume` and ends as if it had not been killed.
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +27,7 @@ from models.scoring import tensors
 from retrieval.inputs import Request
 from retrieval.sequences import PAD_ROW, window
 
+CHECKPOINT = "checkpoint.npz"
 CHECKPOINT_EVERY_S = 60.0
 POOL = 16  # batches whose windows are sorted by length together: little padding, and still a shuffled epoch
 
@@ -66,22 +69,31 @@ class TrainConfig:
     seed: int = 1
     threads: int = 2
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises `InvalidOption` where a value is out of its range."""
-        for name, choices in (("decay", ("constant", "cosine")), ("windows", ("last", "all"))):
-            if getattr(self, name) not in choices:
-                raise InvalidOption(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
-        for name in ("batch", "patience", "negatives", "threads", "learning_rate"):
-            if not getattr(self, name) > 0:
+        choices = {"loss": losses.LOSSES, "decay": ("constant", "cosine"), "windows": ("last", "all")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidOption(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        for name in ("batch", "epochs", "patience", "negatives", "threads", "learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise InvalidOption(f"{name} {getattr(self, name)} must be above zero")
+        for name in ("beta2", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidOption(f"{name} {getattr(self, name)} must be at least 0 and below 1")
+        if not 0 <= self.calibration <= 1:
+            raise InvalidOption(f"calibration {self.calibration} must be between 0 and 1")
+        if min(self.warmup, self.seed) < 0:
+            raise InvalidOption(f"warmup {self.warmup} and seed {self.seed} must not be negative")
 
 
 @dataclass
 class Position:
-    """Where a run stands: epochs done, batches done in the running one, and the best validation so far."""
+    """Where a run stands: epochs done, batches done in the running one and their loss, and the best validation."""
 
     epoch: int = 0
     batch: int = 0
+    loss: float = 0.0
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
@@ -92,7 +104,7 @@ def train(
     histories: Histories,
     *,
     config: TrainConfig,
-    judge: Callable[[Any], float],
+    judge: Callable[[Any], float] | None,
     directory: Path,
     identity: Mapping[str, Any],
     progress: Progress,
@@ -104,7 +116,8 @@ def train(
         model: a registered family.
         histories: the training part of the data.
         config: how.
-        judge: NDCG@10 on validation cases, higher is better.
+        judge: NDCG@10 on validation cases, higher is better; None where nothing is held out, and then every epoch is
+            run and the last weights are kept.
         directory: where `checkpoint.npz`, `best.npz` and `log.jsonl` go.
         identity: what the run is made from (model, options, data digest); a checkpoint of another identity is refused.
         progress: where lines and bars go.
@@ -116,9 +129,8 @@ def train(
     Raises:
         Diverged: the loss stopped being a number.
         CheckpointError: nothing to resume, or a checkpoint of another run.
-        KeyboardInterrupt: after the checkpoint was written.
+        KeyboardInterrupt: a checkpoint stands, unless not one batch was done.
     """
-    config.check()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     directory.mkdir(parents=True, exist_ok=True)
@@ -126,10 +138,11 @@ def train(
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if config.average else {}
     at = Position()
     if resume:
-        arrays, facts = checkpoint.load(directory / "checkpoint.npz")
+        arrays, facts = checkpoint.load(directory / CHECKPOINT)
         if facts["identity"] != json.loads(json.dumps(identity)):
             raise CheckpointError(
-                f"the checkpoint in {directory} is of another run ({facts['identity']}); start afresh"
+                f"the checkpoint in {directory} is of another run ({facts['identity']}); "
+                "go on with its options and its data, or start afresh with --overwrite"
             )
         checkpoint.restore(arrays, model, optimiser)
         average = {name: torch.from_numpy(arrays[f"average/{name}"].copy()) for name in average}
@@ -143,60 +156,59 @@ def train(
 
     def save() -> None:
         arrays = checkpoint.state_of(model, optimiser) | {f"average/{n}": p.numpy() for n, p in average.items()}
-        checkpoint.save(
-            directory / "checkpoint.npz", arrays=arrays, facts={"identity": identity, "position": asdict(at)}
-        )
+        checkpoint.save(directory / CHECKPOINT, arrays=arrays, facts={"identity": identity, "position": asdict(at)})
 
     def keep_best(ndcg: float) -> None:
         at.best, at.best_epoch = ndcg, at.epoch
         arrays = {f"model/{n}": p.detach().numpy() for n, p in model.state_dict().items()}
         checkpoint.save(directory / "best.npz", arrays=arrays, facts={"identity": identity, "position": asdict(at)})
 
-    while at.epoch < config.epochs and at.epoch - at.best_epoch < config.patience:
+    while at.epoch < config.epochs and (judge is None or at.epoch - at.best_epoch < config.patience):
         started = saved = time.monotonic()
         seconds_before = at.seconds
         batches = plan(histories, config, window_length=model.config.window, epoch=at.epoch)
         usual = sum(int(b[:, 1].sum() - len(b)) for b in batches) / len(batches)  # positions of a batch, on average
-        total, steps = 0.0, 0
         model.train()
-        try:
+        with Interruption() as interruption:
             for batch in progress.bar(batches[at.batch :], f"epoch {at.epoch + 1}", done=at.batch, unit="batch"):
                 for group in optimiser.param_groups:
                     group["lr"] = rate(
                         config, step=at.epoch * len(batches) + at.batch, steps=config.epochs * len(batches)
                     )
-                loss, positions = step(model, histories, batch, loss_of)
+                mean, positions = step(model, histories, batch, loss_of)
                 optimiser.zero_grad()
                 # Batches hold windows of similar length, so their sizes differ; each position shall weigh the same.
-                (loss * (positions / usual)).backward()
+                (mean * (positions / usual)).backward()
                 optimiser.step()
                 if average:
                     move(average, model, config.average)
-                value = float(loss.detach())
+                value = float(mean.detach())
                 if not math.isfinite(value):
                     raise Diverged(f"the loss is {value} in epoch {at.epoch + 1}; lower --set learning_rate=")
-                total, steps, at.batch = total + value, steps + 1, at.batch + 1
+                at.loss, at.batch = at.loss + value, at.batch + 1
                 at.seconds = seconds_before + time.monotonic() - started
+                if interruption.asked:
+                    break
                 if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                     save()
                     saved = time.monotonic()
-        except KeyboardInterrupt:
-            save()
-            progress.say(f"stopped in epoch {at.epoch + 1} after {at.batch} batches; the checkpoint is in {directory}")
-            raise
-        at.epoch, at.batch = at.epoch + 1, 0
+        save()  # before judging too, which may take as long as the epoch and may be interrupted
+        if interruption.asked:
+            progress.say(f"stopped in epoch {at.epoch + 1} after {at.batch} of {len(batches)} batches")
+            raise KeyboardInterrupt
+        loss, at.epoch, at.batch, at.loss = at.loss / len(batches), at.epoch + 1, 0, 0.0
         with averaged(model, average):
-            ndcg = judge(model)
+            ndcg = judge(model) if judge else 0.0
             at.seconds = seconds_before + time.monotonic() - started
-            better = ndcg > at.best
+            better = judge is None or ndcg > at.best
             if better:
                 keep_best(ndcg)
         save()
-        line = {"epoch": at.epoch, "loss": total / max(steps, 1), "ndcg@10": ndcg, "seconds": round(at.seconds, 1)}
+        line = {"epoch": at.epoch, "loss": loss, "ndcg@10": ndcg, "seconds": round(at.seconds, 1)}
         with (directory / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         progress.say(
-            f"epoch {at.epoch:3d}  loss {line['loss']:.4f}  validation NDCG@10 {ndcg:.4f}{' *' if better else ''}"
+            f"epoch {at.epoch:3d}  loss {loss:.4f}  validation NDCG@10 {ndcg:.4f}{' *' if better else ''}"
             f"  {at.seconds / 60:.1f} min"
         )
     if (directory / "best.npz").is_file():
@@ -280,6 +292,34 @@ def move(average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float)
     """One step of the moving average: a <- decay a + (1 - decay) w."""
     for name, parameter in model.named_parameters():
         average[name].lerp_(parameter, 1.0 - decay)
+
+
+class Interruption:
+    """Ctrl-C, held back until the step that it meets is done: within a step no checkpoint would be whole.
+
+    A second Ctrl-C is not held back. Where something else than Python's own handler listens, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._is_ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+
+    def __enter__(self) -> "Interruption":
+        if self._is_ours:
+            signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _hear(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class averaged:

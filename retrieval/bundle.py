@@ -222,6 +222,15 @@ class Bundle:
             raise BundleTorn(f"{WARMUP} cannot be read ({error}); export the bundle again") from error
 
 
+def refuse_taken(path: Path, *, overwrite: bool) -> None:
+    """Raises `BundleError` where no bundle may be written; to be asked before hours of work, not only after."""
+    if path.exists():
+        if not overwrite:
+            raise BundleError(f"{path} exists; choose another directory, or say --overwrite to replace it")
+        if not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise BundleError(f"{path} holds something else than a bundle, which is not overwritten; choose another")
+
+
 @contextmanager
 def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty directory to fill; sealed by `seal` and left by the block, it becomes the bundle at `path`.
@@ -233,11 +242,7 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             call `seal`.
     """
     path = path.resolve()
-    if path.exists():
-        if not overwrite:
-            raise BundleError(f"{path} exists; choose another directory, or say --overwrite to replace it")
-        if not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
-            raise BundleError(f"{path} holds something else than a bundle, which is not overwritten; choose another")
+    refuse_taken(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     beside.mkdir()

@@ -1,6 +1,6 @@
 """`python -m models.demo`: the demo bundle, from the shipped catalogue and the seeded readers.
 
-    python -m models.demo --out artifacts/demo --overwrite
+python -m models.demo --out artifacts/demo --overwrite
 """
 
 import argparse

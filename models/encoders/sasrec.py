@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.errors import InvalidOption
 from models.registry import register
 from retrieval.sequences import PAD_ROW
 
@@ -62,6 +63,22 @@ class SASRecConfig:
     scale: bool = False
     embedding_norm: bool = True
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidOption` where a value is out of its range."""
+        for name in ("d", "blocks", "heads", "window", "expansion"):
+            if getattr(self, name) < 1:
+                raise InvalidOption(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidOption(f"{name} {getattr(self, name)} must be at least 0 and below 1")
+        for name, known in (("norm", ("original", "pre", "post")), ("activation", ("relu", "gelu"))):
+            if getattr(self, name) not in known:
+                raise InvalidOption(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.d % self.heads:
+            raise InvalidOption(f"d {self.d} is not divisible by heads {self.heads}")
+        if not self.epsilon > 0:
+            raise InvalidOption(f"epsilon {self.epsilon} must be above zero")
 
 
 class Block(nn.Module):
@@ -146,12 +163,6 @@ class SASRec(nn.Module):
 
     def __init__(self, config: SASRecConfig, items: int) -> None:
         super().__init__()
-        if config.d % config.heads:
-            raise ValueError(f"width {config.d} is not divisible by {config.heads} heads")
-        if config.norm not in ("original", "pre", "post"):
-            raise ValueError(f"norm {config.norm!r} is none of original, pre, post")
-        if config.activation not in ("relu", "gelu"):
-            raise ValueError(f"activation {config.activation!r} is neither relu nor gelu")
         self.config = config
         self.items = nn.Embedding(items + 1, config.d, padding_idx=PAD_ROW)
         self.positions = nn.Parameter(torch.empty(config.window, config.d))
@@ -227,7 +238,7 @@ class PaperConfig(SASRecConfig):
 
 @register("sasrec-2018")
 class PaperSASRec(SASRec):
-    """The same encoder with the settings of 2018: binary cross-entropy with one negative, newest window of each user."""
+    """The same encoder with the settings of 2018: binary cross-entropy, one negative, the newest window of a user."""
 
     status: ClassVar[str] = "the paper's own training, kept as the baseline that most tables quote"
     Config: ClassVar[type] = PaperConfig
