@@ -19,7 +19,7 @@ from retrieval.recommenders import Answer, Query, Served
 from retrieval.sequences import EMPTY, History, IntArray
 from service import metrics
 from service.batching import MicroBatcher
-from service.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, StoreUnavailable, code_of
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, StoreUnavailable, code_of
 from service.permits import Permits
 from service.schemas import (
     DEFAULT_EVENT_TYPE,
@@ -123,7 +123,7 @@ class Pipeline:
                 metrics.DEADLINE_EXCEEDED.labels(error.stage).inc()
                 self._degrade("deadline", degraded)
                 answer = None
-            except (Overloaded, NotReady):
+            except Overloaded:
                 raise
             except Exception as error:
                 _log.exception("the recommender failed; answering from the popular items")

@@ -159,6 +159,15 @@ async def test_a_model_that_finds_nothing_sensible_is_said_to_have_failed(open_c
     assert answer.json()["degraded_reasons"] == ["encoder_failed"]
 
 
+async def test_gone_worker_is_answered_from_the_popular_items(client):
+    owner = client.app.state.shell.batcher._owner
+    owner.cancel()
+    await asyncio.wait([owner])
+    answer = await client.post(URL, json={"history": ["i03"], "k": 2})
+    assert answer.json()["degraded_reasons"] == ["encoder_failed"]
+    assert ids(answer) == ["i01", "i02"]
+
+
 async def test_full_house_is_refused_before_any_work(open_client, with_recommender, recommending):
     gate = threading.Event()
     real = recommending.act
