@@ -6,6 +6,7 @@ padding row 0, and the target rows (P,). They return a mean over positions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,20 +39,25 @@ class Sampler:
         """int64 (P, count): independent rows, positives not excluded."""
         return torch.randint(1, self.items + 1, (positions, count))
 
-    def outside(self, users: Tensor, *, rounds: int = 8) -> Tensor:
-        """int64 (P,): one row per position that its user never had in training.
+    def outside(self, users: Tensor) -> Tensor:
+        """int64 (P,): for each position a uniform row that its user never had in training.
 
-        Collisions are drawn again, `rounds` times at most: a user who had nearly everything keeps a positive then.
+        The j-th free row of a user is j + 1 plus how many owned rows lie below it, so nothing has to be drawn twice. A
+        user who had everything gets any row.
         """
-        rows = torch.randint(1, self.items + 1, users.shape)
-        for _ in range(rounds):
-            keys = users * (self.items + 1) + rows
-            at = torch.searchsorted(self.owned, keys).clamp_(max=len(self.owned) - 1)
-            hit = self.owned[at] == keys
-            if not bool(hit.any()):
-                break
-            rows = torch.where(hit, torch.randint(1, self.items + 1, users.shape), rows)
-        return rows
+        first = users * (self.items + 1)
+        start = torch.searchsorted(self.owned, first)
+        free = self.items - (torch.searchsorted(self.owned, first + self.items + 1) - start)
+        j = (torch.rand(users.shape, dtype=torch.float64) * free).long()
+        below = torch.searchsorted(self._free_below, first + j, right=True) - start
+        return torch.where(free > 0, j + 1 + below, torch.randint(1, self.items + 1, users.shape))
+
+    @cached_property
+    def _free_below(self) -> Tensor:
+        """int64: for each owned key `user * (N + 1)` plus the number of free rows below its row; sorted too."""
+        users = self.owned // (self.items + 1)
+        place = torch.arange(len(self.owned)) - torch.searchsorted(users, users)
+        return self.owned - 1 - place
 
 
 def bce(hidden: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
