@@ -110,7 +110,7 @@ def test_the_gpu_service_reserves_a_device_and_refuses_to_go_without(stack: dict
 
 
 def test_every_setting_in_the_compose_files_is_known_to_the_service() -> None:
-    stack = compose("-f", "deploy/compose.keys.yml", API_KEYS_FILE="/dev/null")
+    stack = compose("-f", "deploy/compose.keys.yml", API_KEYS_FILE="/dev/null", METRICS_KEY_FILE="/dev/null")
     used = {name for spec in stack["services"].values() for name in spec.get("environment", {})}
     used = {name for name in used if name.startswith(PREFIX)}
     assert len(used) >= 4
@@ -126,7 +126,7 @@ def test_the_environment_of_each_service_is_one_it_starts_with(stack: dict[str, 
 
 
 def test_with_the_keys_file_nobody_is_anonymous() -> None:
-    stack = compose("-f", "deploy/compose.keys.yml", API_KEYS_FILE="/dev/null")
+    stack = compose("-f", "deploy/compose.keys.yml", API_KEYS_FILE="/dev/null", METRICS_KEY_FILE="/dev/null")
     for name in OURS:
         environment = stack["services"][name]["environment"]
         assert environment["SEQUITUR_ALLOW_ANONYMOUS"] == "false"

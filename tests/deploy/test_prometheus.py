@@ -34,6 +34,13 @@ def test_every_alert_has_a_unit_test_that_sees_it_fire() -> None:
     assert [rule["alert"] for group in rules for rule in group["rules"] if rule.get("alert", "") not in seen] == []
 
 
+def test_the_configuration_with_a_key_is_the_other_one_and_a_key() -> None:
+    keyed = yaml.safe_load((DEPLOY / "prometheus.keys.yml").read_text())
+    key = keyed["scrape_configs"][0].pop("authorization")
+    assert keyed == PROMETHEUS
+    assert key == {"credentials_file": "/run/secrets/metrics_key"}
+
+
 def test_prometheus_looks_for_the_services_of_the_compose_file_where_they_listen(stack: dict[str, Any]) -> None:
     (job,) = PROMETHEUS["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
