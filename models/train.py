@@ -24,6 +24,7 @@ from models.errors import CheckpointError, Diverged, InvalidOption
 from models.histories import Histories
 from models.progress import Progress
 from models.scoring import tensors
+from retrieval.errors import InvalidInput
 from retrieval.inputs import Request
 from retrieval.sequences import PAD_ROW, window
 
@@ -246,7 +247,7 @@ def plan(histories: Histories, config: TrainConfig, *, window_length: int, epoch
     rng = np.random.default_rng((config.seed, epoch))
     spans = np.array(list(_spans(histories, config.windows, window_length, rng)), dtype=np.int64).reshape(-1, 3)
     if not len(spans):
-        raise InvalidOption("no user has two events in the training part, so there is nothing to learn from")
+        raise InvalidInput("no user has two events in the training part, so nothing can be learnt; bring a longer log")
     spans = spans[rng.permutation(len(spans))]
     batches = []
     for start in range(0, len(spans), POOL * config.batch):
