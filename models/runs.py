@@ -104,7 +104,7 @@ def prepare(log: EventLog, *, split: SplitName = "loo") -> Prepared:
     """The log in rows, split; a log too short to hold anything out is all training."""
     catalog, types = catalog_from_log(log), event_type_vocabulary(log)
     histories = Histories.from_log(log, catalog, types)
-    parts = splitted(histories, split)
+    parts = held_out(histories, split)
     train = parts.train if parts else histories
     return Prepared(
         log,
@@ -116,7 +116,7 @@ def prepare(log: EventLog, *, split: SplitName = "loo") -> Prepared:
     )
 
 
-def splitted(histories: Histories, split: SplitName) -> Split | None:
+def held_out(histories: Histories, split: SplitName) -> Split | None:
     """The split of that name; None where leave-one-out finds no user with three events."""
     if split == "temporal":
         return temporal(histories)
@@ -155,12 +155,10 @@ def train(
     out = out.resolve()
     refuse_taken(out, overwrite=overwrite)
     directory = workbench(out)
-    if (directory / training.CHECKPOINT).exists() and not resume:
-        if not overwrite:
-            raise CheckpointError(
-                f"{directory} holds an unfinished run; go on with it by --resume, or start afresh with --overwrite"
-            )
-        shutil.rmtree(directory)
+    if (directory / training.CHECKPOINT).exists() and not (resume or overwrite):
+        raise CheckpointError(
+            f"{directory} holds an unfinished run; go on with it by --resume, or start afresh with --overwrite"
+        )
     maker = family(name)
     config, left = configure(maker.Config(), options)
     settings, unknown = configure(replace(training.TrainConfig(), **maker.recipe), left)
@@ -182,6 +180,8 @@ def train(
     else:
         judge = partial(_ndcg, prepared.validation.sample(VALIDATE_CASES, seed=settings.seed), len(prepared.catalog))
     hyper = {**asdict(config), **asdict(settings)}
+    if directory.exists() and not resume:
+        shutil.rmtree(directory)
     position = training.train(
         model,
         prepared.train,
@@ -256,7 +256,7 @@ def cases_for(bundle: Bundle, log: EventLog, *, split: SplitName) -> Cases:
         InvalidInput: nothing can be held out.
     """
     histories = Histories.from_log(log, bundle.catalog, bundle.manifest.event_types)
-    parts = splitted(histories, split)
+    parts = held_out(histories, split)
     if parts is None:
         raise InvalidInput(
             "no user of this log has three events, so leave-one-out holds nothing out; bring a longer log"
