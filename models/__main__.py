@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{error.strerror or error}{where}; nothing was left half written", file=sys.stderr)
+        what = error.strerror or f"{error}: is the disk full?"  # NumPy counts bytes instead of naming the reason
+        print(f"{what}{where}; nothing was left half written", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -108,8 +108,10 @@ def write_graph(model: Any, path: Path, samples: Sequence[History]) -> None:
     requests = [Request(h) for h in samples[:2]] * (1 if len(samples) > 1 else 2)  # two: a batch of one is a constant
     length = min(max(max(len(r.history) for r in requests), 3), model.config.window)
     feeds = tensors(model, requests, length=length)
-    batch, window = torch.export.Dim("B"), torch.export.Dim("L", min=1, max=model.config.window)
-    shapes = tuple({0: batch, 1: window} if feed.ndim > 1 and feed.shape[1] == length else {0: batch} for feed in feeds)
+    by_batch = {0: torch.export.Dim("B")}
+    # A window of one event has but one length, and the exporter takes no dimension of one size.
+    by_length = by_batch | ({1: torch.export.Dim("L", max=model.config.window)} if model.config.window > 1 else {})
+    shapes = tuple(by_length if feed.ndim > 1 and feed.shape[1] == length else by_batch for feed in feeds)
     # The exporter warns of its own internals, and of a package that nobody here uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -65,7 +65,8 @@ class FaissIndex:
 
     def save(self, path: Path) -> None:
         """Writes the FAISS index; the vectors are a file of their own."""
-        faiss.write_index(self._cells, str(path))
+        # Written by Python, so that a full disk is an OSError like everywhere else.
+        path.write_bytes(faiss.serialize_index(self._cells).data)
 
     @classmethod
     def load(cls, path: Path, vectors: FloatArray, settings: Mapping[str, Any], *, threads: int = 1) -> "FaissIndex":
