@@ -4,6 +4,7 @@ What a perfect model reaches on it can be written down, a popular list is nearly
 matters, so that a history in the wrong order is worth nothing.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,23 @@ import numpy as np
 from models.histories import Histories
 
 FAITHFUL = 0.8  # share of events that are the successor of the one before
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A log of known structure and the bundle of a model that was trained on it.
+
+    Attributes:
+        log: CSV.
+        bundle: directory; nobody writes into it.
+        said: what the training said while it ran.
+        printed: what it printed at its end.
+    """
+
+    log: Path
+    bundle: Path
+    said: str
+    printed: str
 
 
 def successors(items: int, *, seed: int = 0) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-from dataclasses import dataclass
-from pathlib import Path
 
 import markov
 import pytest
@@ -18,23 +16,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A log of known structure and the bundle of a model that was trained on it.
-
-    Attributes:
-        log: CSV.
-        bundle: directory; nobody writes into it.
-        said: what the training said while it ran.
-        printed: what it printed at its end.
-    """
-
-    log: Path
-    bundle: Path
-    said: str
-    printed: str
-
-
 # Small enough for seconds, and with one thread the same to the last bit.
 OPTIONS = ["d=8", "heads=2", "blocks=1", "window=6", "expansion=1", "batch=16", "epochs=3", "threads=1"]
 
@@ -46,7 +27,7 @@ def sets() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> Chain:
+def chain(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> markov.Chain:
     """One training run by command line, shared by all who only look at its results."""
     directory = tmp_path_factory.mktemp("chain")
     log = markov.write_csv(directory / "log.csv", 60, 8, items=30)
@@ -54,4 +35,4 @@ def chain(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> Chain:
     command = ["train", "--model", "sasrec", "--data", "csv", "--events", str(log), "--out", str(directory / "bundle")]
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
         assert main([*command, *sets]) == 0, said.getvalue()
-    return Chain(log, directory / "bundle", said.getvalue(), printed.getvalue())
+    return markov.Chain(log, directory / "bundle", said.getvalue(), printed.getvalue())
