@@ -222,6 +222,25 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path, events: Histories) ->
 
 
 @pytest.mark.train
+def test_every_position_weighs_the_same_whatever_its_batch(
+    tmp_path: Path, events: Histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    weights: list[float] = []
+
+    def constant(model: SASRec, _events: Histories, batch: IntArray, _loss: Any) -> tuple[torch.Tensor, int]:
+        sizes.append(int(batch[:, 1].sum()) - len(batch))
+        loss = model.items.weight.sum()
+        loss.register_hook(lambda gradient: weights.append(float(gradient)))
+        return loss, sizes[-1]
+
+    monkeypatch.setattr(training, "step", constant)
+    run(tmp_path, events, config=replace(QUICK, epochs=1))
+    assert len(set(sizes)) > 1
+    assert weights == pytest.approx([size / np.mean(sizes) for size in sizes])
+
+
+@pytest.mark.train
 def test_early_stopping_ends_the_run_with_its_best_weights(tmp_path: Path, events: Histories) -> None:
     figures, states = [0.1, 0.3, 0.3, 0.2, 0.9], []
 
