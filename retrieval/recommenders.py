@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from retrieval.bundle import INDEX, Bundle
 from retrieval.catalog import Catalog
@@ -229,6 +230,9 @@ def load(bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> Served:
     Raises:
         BundleError: a file is unreadable, or the graph and the item vectors have different widths.
     """
+    # NumPy's BLAS takes every core of the machine by default, whatever `threads` says, and the products of one search
+    # are too small to share: with two threads an exact search of 32 queries took eight times as long as with one.
+    threadpool_limits(1, user_api="blas")
     catalog, vectors = bundle.catalog, bundle.item_vectors
     graph = bundle.manifest.graphs["encoder"]
     encoder = OnnxEncoder(

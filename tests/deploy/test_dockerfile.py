@@ -36,7 +36,13 @@ def test_each_image_installs_its_own_extra_and_no_other(target: str) -> None:
 
 
 def test_the_serving_image_holds_the_service_and_the_core_and_nothing_else() -> None:
-    assert copied(IMAGES.sources("serve")) == {"pyproject.toml", "README.md", "requirements/dev.txt", "service", "retrieval"}
+    assert copied(IMAGES.sources("serve")) == {
+        "pyproject.toml",
+        "README.md",
+        "requirements/dev.txt",
+        "service",
+        "retrieval",
+    }
 
 
 def test_the_load_generator_holds_no_part_of_what_it_loads() -> None:

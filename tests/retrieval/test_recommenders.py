@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy
+from threadpoolctl import threadpool_info
 
 from retrieval import bundle
 from retrieval.bundle import Bundle
@@ -344,3 +345,8 @@ def test_no_request_gets_an_ineligible_a_repeated_or_a_missing_item(
         answered += len(batch)
     # Had every search gone the exact way, the approximate index would not have been tried.
     assert kind == "exact" or sum(approximate) > answered / 4
+
+
+def test_a_loaded_bundle_keeps_matrix_products_on_one_core(toy_bundle: Path) -> None:
+    load(Bundle.open(toy_bundle), threads=2)
+    assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
