@@ -1,7 +1,6 @@
 """From a model to a bundle: that it serves, and that nothing but a whole one ever stands at its name."""
 
 import errno
-import json
 import os
 import resource
 import shutil
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,8 +248,3 @@ def test_the_commit_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch)
     assert found == "unknown" or len(found.removesuffix("-dirty")) == 40
     monkeypatch.setenv("PATH", "")
     assert git_commit() == "unknown"
-
-
-def test_warm_up_is_json(tmp_path: Path, graph: Path, quick: Callable[[], None]) -> None:  # noqa: ARG001
-    out = write(tmp_path / "b", samples=histories(2))
-    assert len(json.loads((out / bundles.WARMUP).read_text())) == 2
