@@ -1,6 +1,6 @@
 """`python -m service`: read the settings, load the bundle, serve. Whatever is wrong is said in one line.
 
-What imports NumPy is imported late: the number of its threads has to be settled first.
+The application is imported late: its metrics look for the directory that worker processes share when they are imported.
 """
 
 import argparse
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     said = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
         chosen = settings.read(**said)
-        settings.claim_cores(chosen)
         open_keys(chosen)  # before anything is loaded, like the port
         listening = _listen(chosen)
         with listening:

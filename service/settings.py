@@ -138,12 +138,6 @@ def read(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
         ) from error
 
 
-def claim_cores(settings: Settings) -> None:
-    """Tells the linear algebra below NumPy how many threads to use; it asks once, when NumPy is imported."""
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, str(settings.threads))
-
-
 def publish(settings: Settings) -> None:
     """Writes the settings back into the environment, from where worker processes read them again."""
     for name, value in settings.model_dump(mode="json", exclude_none=True).items():

@@ -76,14 +76,6 @@ def test_settings_are_frozen_described_and_silent_about_the_store():
     assert "secret" not in repr(Settings(store="redis://:secret@host/0"))
 
 
-def test_threads_below_numpy_are_settled_unless_somebody_did(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "")
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
-    settings.claim_cores(Settings(cores=3))
-    assert (os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("7", "3")
-
-
 def test_published_settings_are_read_back_the_same(monkeypatch):
     chosen = Settings(port=81, bundle=Path("b"), workers=3, deadline_ms=12.5, allow_anonymous=True)
     for name in Settings.model_fields:

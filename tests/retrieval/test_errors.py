@@ -1,0 +1,9 @@
+"""The error tree of `retrieval`."""
+
+import error_tree
+
+import retrieval.errors
+
+
+def test_the_tree_at_the_top_is_the_truth_and_codes_are_stable_and_distinct():
+    error_tree.check(retrieval.errors)
