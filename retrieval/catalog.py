@@ -27,13 +27,23 @@ MAX_ID_CHARS = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
-    """A numeric attribute: float64, shape (N + 1,); NaN where an item has none."""
+    """A numeric attribute: float64, shape (N + 1,); NaN where an item has none.
+
+    A column of whole numbers answers with whole numbers: a year is 1968 and not 1968.0.
+    """
 
     values: npt.NDArray[np.float64]
+    is_whole: bool = field(init=False)
 
-    def get(self, row: int) -> float | None:
+    def __post_init__(self) -> None:
+        known = self.values[np.isfinite(self.values)]
+        object.__setattr__(self, "is_whole", bool((known == np.floor(known)).all()))
+
+    def get(self, row: int) -> float | int | None:
         value = float(self.values[row])
-        return None if math.isnan(value) else value
+        if math.isnan(value):
+            return None
+        return int(value) if self.is_whole and math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,7 +178,7 @@ class Catalog:
         for at, (name, column) in enumerate(self.columns.items()):
             names.append(name)
             match column:
-                case Numbers(values):
+                case Numbers(values=values):
                     arrays[f"{at}.values"] = values
                 case Words(codes, vocabulary):
                     arrays |= {f"{at}.codes": codes, **_pack(f"{at}.words", vocabulary)}

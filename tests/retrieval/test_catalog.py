@@ -146,3 +146,14 @@ def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path, damage: str) -> No
             np.savez(path, popularity=np.array([{"any": "object"}], dtype=object))
     with pytest.raises(BundleTorn, match=r"catalog\.npz is not a readable catalog"):
         Catalog.load(path)
+
+
+def test_a_year_is_answered_as_a_whole_number_and_a_price_is_not():
+    made = Catalog.build(["a", "b", "c"], attributes={"year": [1968, -700, None], "price": [8.0, 8.5, None]})
+    assert [made.attributes(row) for row in (1, 2, 3)] == [
+        {"year": 1968, "price": 8.0},
+        {"year": -700, "price": 8.5},
+        {},
+    ]
+    assert isinstance(made.attributes(1)["year"], int)
+    assert isinstance(made.attributes(1)["price"], float)

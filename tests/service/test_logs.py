@@ -33,7 +33,6 @@ def test_a_failure_shows_its_trace(formatter):
     assert "KeyError: 'why'" in formatter.format(made)
 
 
-@pytest.mark.usefixtures("restored_logging")
 def test_configuring_twice_logs_once(capsys):
     for _ in range(2):
         logs.configure(level="info", form="json")

@@ -10,7 +10,7 @@ from service.__main__ import REFUSED, main
 
 
 @pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch, tmp_path, restored_logging):  # noqa: ARG001
+def _plain_environment(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("SEQUITUR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SEQUITUR_STORE", "memory://")
