@@ -11,6 +11,7 @@ A bundle is written beside its destination and renamed at the end, so a killed e
 read without pickle, and everything is checked before anything is served.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -235,13 +236,16 @@ def refuse_taken(path: Path, *, overwrite: bool) -> None:
 def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty directory to fill; sealed by `seal` and left by the block, it becomes the bundle at `path`.
 
-    Whatever ends the block early (an error, a full disk, Ctrl-C) leaves `path` as it was.
+    Whatever ends the block early (an error, a full disk, Ctrl-C) leaves `path` as it was. What a killed process left
+    beside it is cleared by the next one; so two exports to one place exclude each other, as trainings do by their
+    checkpoint.
 
     Raises:
         BundleError: `path` exists and `overwrite` is false, or it is something else than a bundle; or the block did not
             call `seal`.
     """
     path = path.resolve()
+    _sweep(path)
     refuse_taken(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
@@ -298,6 +302,17 @@ def _verify(root: Path, name: str, entry: Mapping[str, Any]) -> None:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sweep(path: Path) -> None:
+    """Clears what a killed export left, and puts the old bundle back where it was killed between the two renames."""
+    for replaced in path.parent.glob(f".{glob.escape(path.name)}.*.replaced"):
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(path)
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync(directory: Path) -> None:

@@ -394,6 +394,17 @@ def test_killed_while_writing_leaves_no_bundle_and_the_next_one_is_written(tmp_p
     assert not path.exists()
     assert all(leftover.name.endswith(".partial") for leftover in tmp_path.iterdir())
     assert Bundle.open(toy.write(path)).manifest.model == "toy"
+    assert list(tmp_path.iterdir()) == [path], "what the killed one left is cleared"
+
+
+def test_killed_between_the_two_renames_the_old_bundle_comes_back(tmp_path: Path) -> None:
+    path = toy.write(tmp_path / "b", seed=3)
+    path.rename(tmp_path / ".b.01234567.replaced")
+    (tmp_path / ".b.89abcdef.partial").mkdir()
+    with pytest.raises(RuntimeError, match="stopped"), bundle.writing(path, overwrite=True):
+        raise RuntimeError("stopped")
+    assert list(tmp_path.iterdir()) == [path]
+    assert Bundle.open(path).manifest.seed == 3
 
 
 def test_a_bundle_is_on_the_disk_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
