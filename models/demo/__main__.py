@@ -30,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.demo", description="Make the demo bundle.")
     parser.add_argument("--out", type=Path, default=Path("artifacts/demo"))
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle that stands there")
+    parser.add_argument("--events-only", type=Path, metavar="CSV", help="write the readers' events there and stop")
     options = parser.parse_args(arguments)
+    if options.events_only:
+        simulate(read_books()).write_csv(options.events_only)
+        return 0
     progress = Progress()
     try:
         with tempfile.TemporaryDirectory() as directory:
