@@ -207,11 +207,14 @@ def _best(queries: FloatArray, vectors: FloatArray, histories: Sequence[History]
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with `-dirty` behind it where files differ; `unknown` outside a checkout."""
+    """The commit of the code that runs; `-dirty` behind it where files other than results differ, `unknown` outside."""
     root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".", ":!*RESULTS.md") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
