@@ -224,7 +224,7 @@ class SASRec(nn.Module):
 
 @dataclass(frozen=True)
 class PaperConfig(SASRecConfig):
-    """The arrangement of the paper and of its authors' code."""
+    """The arrangement of the paper and of its authors' code; D stays 64, where the paper has 50, as in later tables."""
 
     heads: int = 1
     window: int = 200
