@@ -8,11 +8,25 @@ from service.errors import Overloaded
 
 
 class Permits:
-    """A counter with a limit; it lives on the event loop and needs no lock."""
+    """A counter with a limit; it lives on the event loop and needs no lock.
+
+    Attributes:
+        taken: permits that are out now.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._taken = 0
+        self.taken = 0
+
+    def check(self) -> None:
+        """Refuses as `hold` would: asked before a body is read, so that an overloaded process does not even parse.
+
+        Raises:
+            Overloaded: all are taken.
+        """
+        if self.taken >= self._limit:
+            metrics.SHED.labels("in_flight").inc()
+            raise Overloaded(f"{self._limit} requests are at work already; try again", reason="in_flight")
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -21,13 +35,11 @@ class Permits:
         Raises:
             Overloaded: all are taken.
         """
-        if self._taken >= self._limit:
-            metrics.SHED.labels("in_flight").inc()
-            raise Overloaded(f"{self._limit} requests are at work already; try again", reason="in_flight")
-        self._taken += 1
+        self.check()
+        self.taken += 1
         metrics.IN_FLIGHT.inc()
         try:
             yield
         finally:
-            self._taken -= 1
+            self.taken -= 1
             metrics.IN_FLIGHT.dec()

@@ -88,11 +88,13 @@ def _users(request: Request) -> Users:
 
 
 async def _parsed(request: Request, model: type[Body]) -> Body:
-    """The body as `model`.
+    """The body as `model`; an overloaded process refuses before it reads one.
 
     Raises:
+        Overloaded: no permit is left.
         UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
     """
+    _state(request).permits.check()
     media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media != "application/json" and not media.endswith("+json"):
         # Browsers may send forms and plain text to other origins without asking; JSON they may not.

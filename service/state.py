@@ -39,6 +39,7 @@ class State:
     batcher: MicroBatcher
     pipeline: Pipeline
     users: Users
+    permits: Permits
     store_timeout_s: float
 
     def about(self) -> ModelAnswer:
@@ -153,7 +154,7 @@ async def serving(
         gc.collect()
         gc.freeze()
         metrics.READY.set(1)
-        yield State(served, store, batcher, pipeline, users, settings.store_timeout_s)
+        yield State(served, store, batcher, pipeline, users, permits, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
         await batcher.close()

@@ -236,6 +236,26 @@ def test_overload_is_503_with_retry_after_before_any_work_is_done(served):
     assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 503)
 
 
+def test_overload_is_said_before_a_body_is_even_parsed(served):
+    async def told() -> list[httpx.Response]:
+        app = create_app(
+            Settings(store="memory://", max_in_flight=1, batch_wait_ms=50, deadline_ms=5_000), served=served
+        )
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://s") as http,
+        ):
+            busy = asyncio.create_task(http.post(RECOMMEND, json={"history": ["i05"]}))
+            while not app.state.shell.permits.taken:
+                await asyncio.sleep(0)
+            return [await http.post(RECOMMEND, content="{no json"), await busy]
+
+    refused, answered = asyncio.run(told())
+    assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+    assert answered.status_code == 200
+
+
 def test_degradation_in_order_each_visible(ask):
     class Away:
         name, durable = "away", False
