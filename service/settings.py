@@ -36,7 +36,7 @@ class Settings(BaseModel):
     store: str = Field(
         "sqlite:///.state/sessions.sqlite",
         repr=False,  # it may hold a password
-        description="Session store: sqlite:///path, redis://, rediss://, redis+cluster:// or memory://.",
+        description="Session store: sqlite:///path, redis://, rediss:// or memory://.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto prefers cuda.")
     deadline_ms: float = Field(

@@ -6,12 +6,14 @@ They are kept by the whole application over the toy bundle; the details of each 
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from retrieval.bundle import Bundle
 from retrieval.recommenders import Served, load
@@ -219,16 +221,20 @@ def test_api_keys_on_everything_but_probes(ask, tmp_path):
     assert [answer.status_code for answer in within] == [200] * 5
 
 
+@asynccontextmanager
+async def with_one_permit(served: Served) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
+    """A running service that works on one request at a time, and a client of it."""
+    app = create_app(Settings(store="memory://", max_in_flight=1, batch_wait_ms=50, deadline_ms=5_000), served=served)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as http,
+    ):
+        yield app, http
+
+
 def test_overload_is_503_with_retry_after_before_any_work_is_done(served):
     async def told() -> list[httpx.Response]:
-        app = create_app(
-            Settings(store="memory://", max_in_flight=1, batch_wait_ms=50, deadline_ms=5_000), served=served
-        )
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://s") as http,
-        ):
+        async with with_one_permit(served) as (_, http):
             return await asyncio.gather(*(http.post(RECOMMEND, json={"history": ["i05"]}) for _ in range(4)))
 
     answers = asyncio.run(told())
@@ -238,14 +244,7 @@ def test_overload_is_503_with_retry_after_before_any_work_is_done(served):
 
 def test_overload_is_said_before_a_body_is_even_parsed(served):
     async def told() -> list[httpx.Response]:
-        app = create_app(
-            Settings(store="memory://", max_in_flight=1, batch_wait_ms=50, deadline_ms=5_000), served=served
-        )
-        transport = httpx.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://s") as http,
-        ):
+        async with with_one_permit(served) as (app, http):
             busy = asyncio.create_task(http.post(RECOMMEND, json={"history": ["i05"]}))
             while not app.state.shell.permits.taken:
                 await asyncio.sleep(0)
