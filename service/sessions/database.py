@@ -171,6 +171,11 @@ class Database:
         if self._version(db) == 0:
             db.execute("BEGIN IMMEDIATE")
             if self._version(db) == 0:  # nobody else was faster
+                # Only under the lock: before it, another process may make our tables between two looks.
+                if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                    raise StoreFailure(
+                        f"{self._path} holds tables of something else; point SEQUITUR_STORE to another file"
+                    )
                 for statement in _SCHEMA.split(";")[:-1]:
                     db.execute(statement)
             db.execute("COMMIT")
@@ -182,8 +187,6 @@ class Database:
                 f"{self._path} has schema version {version}, newer than this service ({SCHEMA_VERSION}); "
                 "upgrade the service or point SEQUITUR_STORE to another file"
             )
-        if version == 0 and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise StoreFailure(f"{self._path} holds tables of something else; point SEQUITUR_STORE to another file")
         return version
 
     def _disconnect(self) -> None:

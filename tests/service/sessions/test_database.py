@@ -59,13 +59,14 @@ def test_a_place_that_cannot_be_is_refused(tmp_path):
 
 
 def test_many_connections_may_open_a_new_file_at_once(tmp_path):
-    async def story() -> None:
-        databases = [Database(tmp_path / "sessions.db", begin="BEGIN IMMEDIATE", timeout_s=10) for _ in range(8)]
+    async def story(path) -> None:
+        databases = [Database(path, begin="BEGIN IMMEDIATE", timeout_s=10) for _ in range(8)]
         await asyncio.gather(*(database.open() for database in databases))
         for database in databases:
             await database.close()
 
-    asyncio.run(story())
+    for turn in range(20):
+        asyncio.run(story(tmp_path / f"sessions-{turn}.db"))
 
 
 def test_work_that_waits_together_is_committed_together(tmp_path):
