@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from retrieval.codes import CodeTable
 from retrieval.errors import BundleForeign, InvalidInput
 from retrieval.sequences import PAD_ROW, FloatArray, History, window
 
@@ -40,9 +41,11 @@ class Tables:
     Attributes:
         vectors: by name, float32 of shape (N + 1, D'); row 0 is zero. For graphs whose item vectors stay outside, so
             that the catalogue may change without another export.
+        codes: the items' semantic ids, for graphs that read items as codes.
     """
 
     vectors: Mapping[str, FloatArray] = field(default_factory=dict)
+    codes: CodeTable | None = None
 
 
 Builder = Callable[[Sequence[Request], int, Tables, str], npt.NDArray[Any]]
@@ -100,6 +103,14 @@ def _item_vectors(requests: Sequence[Request], length: int, tables: Tables, argu
         known = ", ".join(sorted(tables.vectors)) or "none"
         raise InvalidInput(f"the graph wants item vectors {argument!r}, the bundle holds: {known}; export it again")
     return tables.vectors[argument][_item_rows(requests, length, tables, "")]
+
+
+@_input("item_codes")
+def _item_codes(requests: Sequence[Request], length: int, tables: Tables, _argument: str) -> npt.NDArray[Any]:
+    """int64, shape (B, L, C): the C codes of each item; -1 for padding and for items without a code."""
+    if tables.codes is None:
+        raise InvalidInput("the graph wants item codes, and the bundle holds no code table; export it again")
+    return tables.codes.codes[_item_rows(requests, length, tables, "")].astype(np.int64)
 
 
 def check(names: Sequence[str]) -> None:

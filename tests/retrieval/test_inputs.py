@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval import inputs
+from retrieval.codes import CodeTable
 from retrieval.errors import BundleForeign, InvalidInput
 from retrieval.inputs import BUILDERS, Request, Tables
 from retrieval.sequences import EMPTY, History
@@ -16,6 +17,8 @@ LONG = History(
 )
 BATCH = [Request(LONG, time=1_700_000_001.5, context={"hour": 13.0}), Request(History.of_rows([4])), Request(EMPTY)]
 VECTORS = np.arange(30, dtype=np.float32).reshape(10, 3)
+CODES = CodeTable(np.array([[-1, -1], *([row, 9 - row] for row in range(1, 10))]), (10, 10))
+TABLES = Tables({"text": VECTORS}, CODES)
 EXPECTED = {
     "item_rows": (np.int64, [[8, 9], [0, 4], [0, 0]]),
     "event_types": (np.int64, [[0, 2], [0, 0], [0, 0]]),
@@ -24,13 +27,14 @@ EXPECTED = {
     "request_time": (np.float64, [1_700_000_001.5, 0, 0]),
     "context:hour": (np.float32, [13, 0, 0]),
     "context:weekday": (np.float32, [0, 0, 0]),
+    "item_codes": (np.int64, [[[8, 1], [9, 0]], [[-1, -1], [4, 5]], [[-1, -1], [-1, -1]]]),
     "item_vectors:text": (np.float32, VECTORS[[[8, 9], [0, 4], [0, 0]]]),
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_input_has_its_values_and_its_dtype(name: str) -> None:
-    feeds = inputs.build([name], BATCH, length=2, tables=Tables({"text": VECTORS}))
+    feeds = inputs.build([name], BATCH, length=2, tables=TABLES)
     dtype, values = EXPECTED[name]
     (built,) = feeds.values()
     assert built.dtype == dtype
@@ -48,11 +52,15 @@ def test_a_colon_becomes_an_underscore_in_the_name_of_the_feed() -> None:
 
 def test_a_batch_of_one_is_the_row_of_a_batch_of_many() -> None:
     names = list(EXPECTED)
-    tables = Tables({"text": VECTORS})
-    together = inputs.build(names, BATCH, length=3, tables=tables)
+    together = inputs.build(names, BATCH, length=3, tables=TABLES)
     for b, request in enumerate(BATCH):
-        for name, alone in inputs.build(names, [request], length=3, tables=tables).items():
+        for name, alone in inputs.build(names, [request], length=3, tables=TABLES).items():
             np.testing.assert_array_equal(alone[0], together[name][b])
+
+
+def test_codes_that_the_bundle_does_not_hold_are_named() -> None:
+    with pytest.raises(InvalidInput, match="wants item codes, and the bundle holds no code table"):
+        inputs.build(["item_codes"], BATCH, length=2)
 
 
 def test_vectors_that_the_bundle_does_not_hold_are_named() -> None:
