@@ -42,7 +42,7 @@ class FaissIndex:
     name = "ivf"
 
     def __init__(self, vectors: FloatArray, cells: Any, *, width: int, k: int, threads: int = 1) -> None:
-        self._vectors = vectors
+        self.vectors = vectors
         self._exact = ExactIndex(vectors)
         self._cells = cells
         self._threads = threads
@@ -94,7 +94,7 @@ class FaissIndex:
 
     def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
         """See `index.CandidateIndex.search`."""
-        queries = checked(self._vectors, queries, k, exclude)
+        queries = checked(self.vectors, queries, k, exclude)
         blocked = [np.unique(rows[eligible.mask[rows]]) for rows in exclude]
         found: dict[int, Found] = {}
         # One search has one length for all its queries. Lengths are rounded up to powers of two, so that a user with
@@ -105,7 +105,7 @@ class FaissIndex:
             lengths.setdefault(1 << max(0, needed - 1).bit_length(), []).append(b)
         for length, members in lengths.items():
             width = self.width * math.sqrt(max(1.0, length / self._k))
-            width *= (len(self._vectors) - 1) / max(1, eligible.count)
+            width *= (len(self.vectors) - 1) / max(1, eligible.count)
             while members and width < EXACT_CELLS * self.cell_count:
                 nominated = self._nominate(queries[members], length, math.ceil(width), eligible)
                 short = []
@@ -115,7 +115,7 @@ class FaissIndex:
                     if len(left) < wanted:
                         short.append(b)
                     else:
-                        found[b] = best(self._vectors, left, queries[b], wanted)
+                        found[b] = best(self.vectors, left, queries[b], wanted)
                 members, width = short, width * WIDER
             if members:
                 exactly = self._exact.search(queries[members], k[members], eligible, [blocked[b] for b in members])
@@ -124,7 +124,7 @@ class FaissIndex:
 
     def _nominate(self, queries: FloatArray, length: int, width: int, eligible: Eligible) -> list[IntArray]:
         """Up to `length` eligible rows for each vector of each query, unsorted; several vectors may repeat one."""
-        is_open = eligible.count == len(self._vectors) - 1
+        is_open = eligible.count == len(self.vectors) - 1
         # faiss builds these from keywords and arrays at import, which its type stubs do not know.
         make: Any = faiss
         selector = None if is_open else make.IDSelectorBitmap(eligible.bitmap)

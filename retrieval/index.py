@@ -21,9 +21,15 @@ Found = tuple[IntArray, FloatArray]
 
 
 class CandidateIndex(Protocol):
-    """The first stage: few rows of many."""
+    """The first stage: few rows of many.
+
+    Attributes:
+        name: which kind it is.
+        vectors: float32, shape (N + 1, D): what is searched; row 0 is PAD_ROW and never found.
+    """
 
     name: str
+    vectors: FloatArray
 
     def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
         """The best rows of each query.
@@ -58,9 +64,15 @@ def best(vectors: FloatArray, rows: IntArray, query: FloatArray, k: int) -> Foun
     Returns:
         rows and scores, by falling score and then by row.
     """
-    scores: FloatArray = np.vecdot(vectors[rows][:, None, :], query).max(axis=1)
+    scores = scored(vectors, rows, query)
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]
+
+
+def scored(vectors: FloatArray, rows: IntArray, query: FloatArray) -> FloatArray:
+    """float32, shape (n,): what each of some rows scores for a query of shape (Q, D), see `best`."""
+    scores: FloatArray = np.vecdot(vectors[rows][:, None, :], query).max(axis=1)
+    return scores
 
 
 def checked(vectors: FloatArray, queries: FloatArray, k: IntArray, exclude: Sequence[IntArray]) -> FloatArray:
@@ -91,8 +103,8 @@ class ExactIndex:
     name = "exact"
 
     def __init__(self, vectors: FloatArray) -> None:
-        self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        longest = float(np.linalg.norm(self._vectors, axis=1).max())
+        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        longest = float(np.linalg.norm(self.vectors, axis=1).max())
         # Two ways to sum D float32 products differ by at most 2 D u |x| |q| (u = 2^-24: Higham, "Accuracy and Stability
         # of Numerical Algorithms", 2002, section 3.1), the k-th largest moves as far again. Whatever the matrix product
         # puts within this margin of the cut is scored by `best`, so ties at the cut are settled by row.
@@ -100,10 +112,10 @@ class ExactIndex:
 
     def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
         """See `CandidateIndex.search`."""
-        queries = checked(self._vectors, queries, k, exclude)
-        few = eligible.count * GATHER_SHARE < len(self._vectors)
+        queries = checked(self.vectors, queries, k, exclude)
+        few = eligible.count * GATHER_SHARE < len(self.vectors)
         rows = eligible.rows if few else None
-        table = self._vectors if rows is None else self._vectors[rows]
+        table = self.vectors if rows is None else self.vectors[rows]
         found: list[Found] = []
         step = max(1, SCORES_AT_ONCE // max(1, len(table) * queries.shape[1]))
         for start in range(0, len(queries), step):
@@ -126,7 +138,7 @@ class ExactIndex:
             cut = float(np.partition(scores, len(scores) - k)[len(scores) - k])
             cut -= self._margin * float(np.sqrt(np.square(query).sum(axis=1).max()))
         near = np.flatnonzero((scores >= cut) & (scores > -np.inf))
-        return best(self._vectors, near if rows is None else rows[near], query, k)
+        return best(self.vectors, near if rows is None else rows[near], query, k)
 
 
 def _scores(table: FloatArray, queries: FloatArray) -> FloatArray:

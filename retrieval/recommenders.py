@@ -1,93 +1,45 @@
 """Recommenders: compositions that carry a batch of queries to answers.
 
-`Dense` encodes and retrieves, `Popular` needs no history, `Composed` is what gets served: dense where there is a
-history, popular where there is none or where something is missing. Every one keeps the promise: only eligible rows,
-none twice, none excluded, and `k` of them whenever that many are left.
+`Dense` encodes and retrieves, `Popular` needs no history, `Composed` is what gets served: each query goes to the first
+recommender that can read it, and what is missing is filled from those after it. Every composition keeps the promise:
+only eligible rows, none twice, none excluded, and `k` of them whenever that many are left.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from retrieval.bundle import INDEX, Bundle
 from retrieval.catalog import Catalog
+from retrieval.codes import CodeTable
 from retrieval.encoder import OnnxEncoder, SequenceEncoder
 from retrieval.errors import BundleForeign, EmptyHistory
 from retrieval.filters import Eligible, Filters
-from retrieval.index import CandidateIndex, ExactIndex, load_index
+from retrieval.index import CandidateIndex, ExactIndex, load_index, scored
 from retrieval.inputs import Request, Tables
+from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Ranker, Recommender, Stage
 from retrieval.sequences import FloatArray, History, IntArray
 
+__all__ = [
+    "ITEM_TABLE",
+    "NO_STAGES",
+    "Answer",
+    "Composed",
+    "Dense",
+    "Popular",
+    "Query",
+    "Ranker",
+    "Recommender",
+    "Served",
+    "Similar",
+    "Stage",
+    "load",
+]
+
 ITEM_TABLE = "items"  # `item_vectors:items` in a graph's inputs gathers the vectors that are searched
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Query:
-    """One question of a batch.
-
-    Attributes:
-        request: what there is to encode.
-        k: how many items are wanted, at least 1.
-        eligible: the rows that may be returned.
-        exclude: int64, shape (n,). Rows that may not: seen items and the filter's `exclude_ids`. Repeats and PAD_ROW do
-            no harm.
-    """
-
-    request: Request
-    k: int
-    eligible: Eligible
-    exclude: IntArray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """What a query got: min(k, eligible and not excluded) rows, best first.
-
-    Attributes:
-        rows: int64, shape (K,), distinct.
-        scores: float32, shape (K,). Falling within one source, equal ones by row; sources have scales of their own.
-        sources: K names: `retrieval`, `popular` or `similar`.
-    """
-
-    rows: IntArray
-    scores: FloatArray
-    sources: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @classmethod
-    def of(cls, rows: IntArray, scores: FloatArray, source: str) -> "Answer":
-        """An answer of one source."""
-        return cls(rows, scores, (source,) * len(rows))
-
-    @property
-    def source(self) -> str:
-        """Where the first item came from; empty when there is none."""
-        return self.sources[0] if self.sources else ""
-
-
-class Stage(Protocol):
-    """How a caller times the stages: `with stage("encode"): ...`. The core knows no clock."""
-
-    def __call__(self, name: str, /) -> AbstractContextManager[None]: ...
-
-
-def NO_STAGES(_name: str, /) -> AbstractContextManager[None]:
-    """Times nothing."""
-    return nullcontext()
-
-
-class Recommender(Protocol):
-    """A batch of queries in, one answer each, in their order."""
-
-    name: str
-
-    def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]: ...
+EVERY_ROW = np.iinfo(np.int64).max
 
 
 class Dense:
@@ -95,33 +47,36 @@ class Dense:
 
     A query embedding that is not finite (a model met an input it cannot digest) retrieves nothing, so that one request
     does not take the others of its batch down.
+
+    Args:
+        encoder: reads the histories.
+        index: holds the vectors that are searched.
+        trained: the last row that the encoder knows; events with later ones are left out of histories.
     """
 
     name = "dense"
 
-    def __init__(self, encoder: SequenceEncoder, index: CandidateIndex) -> None:
+    def __init__(self, encoder: SequenceEncoder, index: CandidateIndex, *, trained: int = EVERY_ROW) -> None:
         self._encoder = encoder
         self._index = index
+        self._trained = trained
+
+    def reads(self, request: Request, /) -> bool:
+        """See `Recommender`."""
+        return bool((request.history.rows <= self._trained).any())
 
     def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
-        """See `Recommender`.
-
-        Raises:
-            EmptyHistory: a query has nothing to encode.
-        """
+        """See `Recommender`."""
         if not queries:
             return []
-        if not all(len(query.request.history) for query in queries):
-            raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
         with stage("encode"):
-            embeddings = self._encoder.encode([query.request for query in queries])
+            embeddings = self._encode([query.request for query in queries])
         with stage("retrieve"):
             finite = np.isfinite(embeddings).reshape(len(queries), -1).all(axis=1)
             groups: dict[Eligible, list[int]] = {}
             for b in np.flatnonzero(finite).tolist():
                 groups.setdefault(queries[b].eligible, []).append(b)
-            nothing = Answer.of(np.zeros(0, np.int64), np.zeros(0, np.float32), "retrieval")
-            answers = [nothing] * len(queries)
+            answers = [NOTHING] * len(queries)
             for eligible, members in groups.items():
                 k = np.array([queries[b].k for b in members], dtype=np.int64)
                 exclude = [queries[b].exclude for b in members]
@@ -129,6 +84,29 @@ class Dense:
                 for b, (rows, scores) in zip(members, found, strict=True):
                     answers[b] = Answer.of(rows, scores, "retrieval")
         return answers
+
+    def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
+        """See `Ranker`: inner products."""
+        if not requests:
+            return []
+        scores = []
+        vectors = self._index.vectors
+        for query, wanted in zip(self._encode(requests), rows, strict=True):
+            own = scored(vectors, wanted, query if query.ndim == 2 else query[None])
+            own[~vectors[wanted].any(axis=1)] = -np.inf
+            scores.append(own)
+        return scores
+
+    def _encode(self, requests: Sequence[Request]) -> FloatArray:
+        """Query embeddings of what the encoder knows of the histories.
+
+        Raises:
+            EmptyHistory: it knows nothing of one.
+        """
+        known = [replace(r, history=r.history.where(r.history.rows <= self._trained)) for r in requests]
+        if not all(len(request.history) for request in known):
+            raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
+        return self._encoder.encode(known)
 
 
 class Popular:
@@ -140,6 +118,10 @@ class Popular:
         self._scores = catalog.popularity.astype(np.float32)
         # A stable sort of falling scores: equal ones stay in the order of their rows.
         self._order = np.argsort(-self._scores[1:], kind="stable") + 1
+
+    def reads(self, _request: Request, /) -> bool:
+        """See `Recommender`: it needs nothing."""
+        return True
 
     def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
         """See `Recommender`."""
@@ -177,38 +159,62 @@ class Similar:
 
 
 class Composed:
-    """Dense where there is a history, popular where there is none; what is missing is filled from popular."""
+    """Each query goes to the first recommender that reads it; what is missing is filled from those after it.
 
-    def __init__(self, dense: Dense, popular: Popular) -> None:
-        self.name = dense.name
-        self._dense = dense
-        self._popular = popular
+    Args:
+        recommenders: the best one first; the last one reads anything.
+    """
+
+    def __init__(self, *recommenders: Recommender) -> None:
+        self.name = recommenders[0].name
+        self._recommenders = recommenders
+
+    def reads(self, request: Request, /) -> bool:
+        """See `Recommender`."""
+        return any(recommender.reads(request) for recommender in self._recommenders)
 
     def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
         """See `Recommender`."""
-        dense = [b for b, query in enumerate(queries) if len(query.request.history)]
-        popular = [b for b, query in enumerate(queries) if not len(query.request.history)]
-        answers = dict(zip(dense, self._dense.recommend([queries[b] for b in dense], stage), strict=True))
-        if popular:
-            answers.update(zip(popular, self._popular.recommend([queries[b] for b in popular], stage), strict=True))
-        for b in dense:
-            if len(answers[b]) < min(queries[b].k, queries[b].eligible.count):
-                answers[b] = self._filled(answers[b], queries[b], stage)
-        return [answers[b] for b in range(len(queries))]
+        answers = [NOTHING] * len(queries)
+        open_ = list(range(len(queries)))
+        for recommender in self._recommenders:
+            asked = [b for b in open_ if recommender.reads(queries[b].request)]
+            if asked:
+                rest = [_rest(queries[b], answers[b]) for b in asked]
+                for b, more in zip(asked, recommender.recommend(rest, stage), strict=True):
+                    answers[b] = answers[b].followed_by(more)
+            open_ = [b for b in open_ if len(answers[b]) < queries[b].k and len(answers[b]) < queries[b].reachable]
+            if not open_:
+                break
+        return answers
 
-    def _filled(self, answer: Answer, query: Query, stage: Stage) -> Answer:
-        rest = Query(query.request, query.k - len(answer), query.eligible, np.concatenate([query.exclude, answer.rows]))
-        more = self._popular.recommend([rest], stage)[0]
-        return Answer(
-            np.concatenate([answer.rows, more.rows]),
-            np.concatenate([answer.scores, more.scores]),
-            answer.sources + more.sources,
-        )
+
+def _rest(query: Query, answer: Answer) -> Query:
+    """What is still wanted."""
+    if not len(answer):
+        return query
+    return replace(query, k=query.k - len(answer), exclude=np.concatenate([query.exclude, answer.rows]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A bundle, loaded: everything that answers from it."""
+    """A bundle, loaded: everything that answers from it. Immutable; `retrieval.editions` makes the next one.
+
+    Attributes:
+        bundle: what was loaded.
+        catalog: its items, and those that came since.
+        filters: of this catalog; a selection of another edition does not fit.
+        recommender: what answers, the best first: generated, retrieved, popular.
+        popular: for nobody in particular.
+        similar: item to item.
+        index: of the item vectors.
+        dense: `recommender` without its generator, to fall back on where that is late; the same object where the
+            bundle has none. Without an encoder it is what is popular.
+        rankers: what scores any items, the best first.
+        generative: the generator; None where the bundle has none.
+        codes: the items' semantic ids; None where the bundle has none.
+        edition: how often the catalog has changed since the bundle was loaded.
+    """
 
     bundle: Bundle
     catalog: Catalog
@@ -217,6 +223,29 @@ class Served:
     popular: Popular
     similar: Similar
     index: CandidateIndex
+    dense: Composed
+    rankers: tuple[Ranker, ...]
+    generative: Ranker | None = None
+    codes: CodeTable | None = None
+    edition: int = 0
+
+    def rank(self, request: Request, rows: IntArray) -> FloatArray:
+        """Scores of given items, by the first ranker that can read the request.
+
+        Args:
+            request: whose history to rank for.
+            rows: int64, shape (n,), of the catalog; PAD_ROW stands for an unknown item.
+
+        Returns:
+            float32, shape (n,): see `Ranker.rank`.
+
+        Raises:
+            EmptyHistory: no ranker can read it.
+        """
+        for ranker in self.rankers:
+            if ranker.reads(request):
+                return ranker.rank([request], [rows])[0]
+        raise EmptyHistory("nothing in the history is known to a model; rank by popularity instead")
 
 
 def load(bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> Served:
@@ -251,12 +280,16 @@ def load(bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> Served:
         )
     index = load_index(bundle.path / INDEX, vectors, bundle.manifest.index, threads=threads)
     popular = Popular(catalog)
+    dense = Dense(encoder, index)
+    composed = Composed(dense, popular)
     return Served(
         bundle=bundle,
         catalog=catalog,
         filters=Filters(catalog),
-        recommender=Composed(Dense(encoder, index), popular),
+        recommender=composed,
         popular=popular,
         similar=Similar(vectors),
         index=index,
+        dense=composed,
+        rankers=(dense,),
     )

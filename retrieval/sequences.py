@@ -44,7 +44,13 @@ class History:
         """The last `length` events (all of them when there are fewer)."""
         if length >= len(self.rows):
             return self
-        cut = slice(len(self.rows) - length, None)
+        return self._part(slice(len(self.rows) - length, None))
+
+    def where(self, keep: BoolArray) -> "History":
+        """The events for which `keep`, bool of shape (n,), is true."""
+        return self if keep.all() else self._part(keep)
+
+    def _part(self, cut: slice | BoolArray) -> "History":
         return History(self.rows[cut], self.event_types[cut], self.values[cut], self.timestamps[cut])
 
     @classmethod

@@ -1,0 +1,154 @@
+"""What a recommender is asked and what it answers, whichever kind it is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from retrieval.filters import Eligible
+from retrieval.inputs import Request
+from retrieval.sequences import FloatArray, IntArray
+
+
+def always() -> bool:
+    """There is time: for callers without a deadline."""
+    return True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """One question of a batch.
+
+    Attributes:
+        request: what there is to encode.
+        k: how many items are wanted, at least 1.
+        eligible: the rows that may be returned.
+        exclude: int64, shape (n,). Rows that may not: seen items and the filter's `exclude_ids`. Repeats and PAD_ROW do
+            no harm.
+        in_time: whether a generator may begin another step for this query. The core knows no clock; a caller with a
+            deadline reads its own here. What was not generated in time is filled from the simpler recommenders.
+        beams: M, how many prefixes a generator keeps; None means what the manifest says.
+    """
+
+    request: Request
+    k: int
+    eligible: Eligible
+    exclude: IntArray
+    in_time: Callable[[], bool] = always
+    beams: int | None = None
+
+    @property
+    def reachable(self) -> int:
+        """How many items any answer can have: eligible and not excluded, at most `k`."""
+        barred = np.unique(self.exclude)
+        return min(self.k, self.eligible.count - int(np.count_nonzero(self.eligible.mask[barred])))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What a query got: min(k, eligible and not excluded) rows, best first.
+
+    Attributes:
+        rows: int64, shape (K,), distinct.
+        scores: float32, shape (K,). Falling within one source, equal ones in an order that is always the same; sources
+            have scales of their own.
+        sources: K names: `generated`, `retrieval`, `popular` or `similar`.
+        exact: of the generated items, whether they are proven to be those that scoring every eligible item would have
+            given, in this order; None where nothing was generated.
+        steps: float32, shape (K, L): the share of each code in a generated item's score, NaN for items of other
+            sources; None where nothing was generated.
+    """
+
+    rows: IntArray
+    scores: FloatArray
+    sources: tuple[str, ...]
+    exact: bool | None = None
+    steps: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, rows: IntArray, scores: FloatArray, source: str) -> "Answer":
+        """An answer of one source."""
+        return cls(rows, scores, (source,) * len(rows))
+
+    @property
+    def source(self) -> str:
+        """Where the first item came from; empty when there is none."""
+        return self.sources[0] if self.sources else ""
+
+    def followed_by(self, more: "Answer") -> "Answer":
+        """This answer with the items of another one behind it, which may repeat none."""
+        if not len(more):
+            return self
+        steps = None
+        known = self.steps if self.steps is not None else more.steps
+        if known is not None:
+            parts = [part.steps if part.steps is not None else _unknown(part, known) for part in (self, more)]
+            steps = np.concatenate(parts)
+        return Answer(
+            np.concatenate([self.rows, more.rows]),
+            np.concatenate([self.scores, more.scores]),
+            self.sources + more.sources,
+            more.exact if self.exact is None else self.exact,
+            steps,
+        )
+
+
+def _unknown(answer: Answer, like: FloatArray) -> FloatArray:
+    return np.full((len(answer), like.shape[1]), np.nan, dtype=np.float32)
+
+
+NOTHING = Answer.of(np.zeros(0, np.int64), np.zeros(0, np.float32), "")
+
+
+class Stage(Protocol):
+    """How a caller times the stages: `with stage("encode"): ...`. The core knows no clock."""
+
+    def __call__(self, name: str, /) -> AbstractContextManager[None]: ...
+
+
+def NO_STAGES(_name: str, /) -> AbstractContextManager[None]:
+    """Times nothing."""
+    return nullcontext()
+
+
+class Recommender(Protocol):
+    """A batch of queries in, one answer each, in their order."""
+
+    name: str
+
+    def reads(self, request: Request, /) -> bool:
+        """Whether the request holds anything that this recommender can start from."""
+        ...
+
+    def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
+        """One answer per query, in their order.
+
+        Raises:
+            EmptyHistory: a query that it cannot read.
+        """
+        ...
+
+
+class Ranker(Recommender, Protocol):
+    """A recommender that can score any items, not only those that it finds."""
+
+    def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
+        """Scores of given rows, by the same arithmetic as those of `recommend`.
+
+        Args:
+            requests: R requests, each of which it `reads`.
+            rows: R arrays of catalog rows; repeats and PAD_ROW do no harm.
+
+        Returns:
+            R arrays, float32, of as many scores; -inf where nothing is known of a row (PAD_ROW, no code, no vector),
+            NaN throughout where the model made nothing finite of the request.
+
+        Raises:
+            EmptyHistory: a request that it cannot read.
+        """
+        ...
