@@ -3,8 +3,12 @@
     manifest.json       what this is, where it came from, and the SHA-256 of every other file
     catalog.npz         item ids, attributes, popularity, availability
     item_vectors.npy    float32 (N + 1, D); row 0 is zero
-    encoder.onnx        the graph (or graphs) that the manifest declares
+    *.onnx              the graphs that the manifest declares
     index.faiss         only where the catalog is large enough to want one
+    codes.npz           generators: semantic ids by row
+    trie.npz            generators: the same, sorted for the search
+    text_vectors.npy    generators, optional: float32 (N + 1, D'), what the semantic ids were made from
+    describer/          generators, optional: what turns a new item's text into a semantic id
     warmup.json         histories to replay before a service says it is ready
 
 A bundle is written beside its destination and renamed at the end, so a killed export never leaves half of one. It is
@@ -27,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.catalog import Catalog
+from retrieval.codes import CodeTable
 from retrieval.errors import BundleError, BundleForeign, BundleMissing, BundleTampered, BundleTorn
 from retrieval.sequences import FloatArray
 
@@ -36,7 +41,15 @@ CATALOG = "catalog.npz"
 ITEM_VECTORS = "item_vectors.npy"
 INDEX = "index.faiss"
 WARMUP = "warmup.json"
-KINDS = ("encoder",)  # each names the graph that it needs
+CODES = "codes.npz"
+TRIE = "trie.npz"
+TEXT_VECTORS = "text_vectors.npy"
+DESCRIBER = "describer"
+# The graphs that a bundle of each kind may consist of, and the files that it needs beside every bundle's.
+KINDS: Mapping[str, tuple[tuple[frozenset[str], ...], tuple[str, ...]]] = {
+    "encoder": ((frozenset({"encoder"}),), ()),
+    "generative": ((frozenset({"prefill", "step"}), frozenset({"distributions"})), (CODES, TRIE)),
+}
 _TYPES = {
     "window": int,
     "exclude_seen": bool,
@@ -46,6 +59,7 @@ _TYPES = {
     "index": dict,
     "metrics": dict,
     "files": dict,
+    "generation": dict,
 }
 
 
@@ -70,20 +84,21 @@ class Manifest:
 
     Attributes:
         layout: version of this directory layout.
-        kind: which composition serves it: `encoder`.
+        kind: which composition serves it: `encoder` or `generative`.
         model: registered model name, for example `sasrec`.
         created: ISO 8601, UTC.
         data: layout name, digest, events, users, items, first and last event time.
         seed: of the training run.
         git_commit: of the code that trained, with `-dirty` where it had changes.
         hyper_parameters: the resolved values.
-        window: length L of the window that the encoder reads.
+        window: length L of the window that the graphs read.
         event_types: vocabulary; code c is `event_types[c - 1]`, code 0 is any other.
         exclude_seen: whether items of the history are left out of answers unless a request says otherwise.
-        graphs: by role: `encoder`.
+        graphs: by role: `encoder`; `prefill` and `step`, or `distributions`.
         index: kind, parameters, target and measured recall of the retrieval index.
         metrics: measured quality: protocol -> metric -> value.
         files: name -> {"sha256", "bytes"} of every other file.
+        generation: of a generator what `retrieval.generative.Generation` reads; empty otherwise.
     """
 
     layout: int
@@ -101,6 +116,7 @@ class Manifest:
     index: Mapping[str, Any]
     metrics: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Manifest":
@@ -123,6 +139,7 @@ class Manifest:
             )
         if raw.get("kind") not in KINDS:
             raise BundleForeign(f"bundle kind {raw.get('kind')!r} is unknown; this service knows {', '.join(KINDS)}")
+        raw.setdefault("generation", {})  # bundles that were written before there were generators do not say
         try:
             for name, kind in _TYPES.items():
                 if not isinstance(raw[name], kind):
@@ -174,12 +191,14 @@ class Bundle:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleTorn(f"{manifest_path} cannot be read: {error}") from error
         manifest = Manifest.parse(text)
-        if manifest.kind not in manifest.graphs:
-            raise BundleTorn(f"the manifest lists no graph {manifest.kind!r}, which this kind of bundle needs")
+        alternatives, files = KINDS[manifest.kind]
+        if not any(roles <= set(manifest.graphs) for roles in alternatives):
+            needs = " or ".join(" and ".join(sorted(roles)) for roles in alternatives)
+            raise BundleTorn(f"the manifest lists no graph {needs}, which a bundle of kind {manifest.kind!r} needs")
         for name, entry in manifest.files.items():
             _verify(path, name, entry)
         listed = set(manifest.files)
-        for needed in (CATALOG, ITEM_VECTORS, *(graph.file for graph in manifest.graphs.values())):
+        for needed in (CATALOG, ITEM_VECTORS, *files, *(graph.file for graph in manifest.graphs.values())):
             if needed not in listed:
                 raise BundleTorn(f"the manifest lists no {needed}, which a bundle of kind {manifest.kind!r} needs")
         if manifest.index.get("kind", "exact") != "exact" and INDEX not in listed:
@@ -198,17 +217,43 @@ class Bundle:
         Raises:
             BundleTorn: unreadable, or not one finite row per catalog row.
         """
+        return self._vectors(ITEM_VECTORS)
+
+    @cached_property
+    def text_vectors(self) -> FloatArray | None:
+        """float32, shape (N + 1, D'): what the semantic ids were made from; None where the bundle has none.
+
+        Raises:
+            BundleTorn: see `item_vectors`.
+        """
+        return self._vectors(TEXT_VECTORS) if TEXT_VECTORS in self.manifest.files else None
+
+    @cached_property
+    def codes(self) -> CodeTable | None:
+        """The items' semantic ids; None where the bundle has none.
+
+        Raises:
+            BundleTorn: unreadable, or not one per catalog row.
+        """
+        if CODES not in self.manifest.files:
+            return None
+        codes = CodeTable.load(self.path / CODES)
+        if len(codes) != len(self.catalog):
+            raise BundleTorn(f"{CODES} has {len(codes)} rows, the catalog {len(self.catalog)} items; export again")
+        return codes
+
+    def _vectors(self, name: str) -> FloatArray:
         try:
-            with (self.path / ITEM_VECTORS).open("rb") as file:
+            with (self.path / name).open("rb") as file:
                 vectors = np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise BundleTorn(f"{ITEM_VECTORS} cannot be read ({error}); export the bundle again") from error
+            raise BundleTorn(f"{name} cannot be read ({error}); export the bundle again") from error
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(self.catalog) + 1:
             raise BundleTorn(
-                f"{ITEM_VECTORS} is {vectors.dtype} {vectors.shape}; float32 ({len(self.catalog) + 1}, D) was expected"
+                f"{name} is {vectors.dtype} {vectors.shape}; float32 ({len(self.catalog) + 1}, D) was expected"
             )
         if not np.isfinite(vectors).all():
-            raise BundleTorn(f"{ITEM_VECTORS} holds NaN or infinite numbers; the training run diverged")
+            raise BundleTorn(f"{name} holds NaN or infinite numbers; the training run diverged")
         return np.asarray(vectors, dtype=np.float32)
 
     @cached_property

@@ -30,6 +30,48 @@ def best_device() -> str:
     return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
 
 
+def open_graph(path: Path, *, threads: int, device: str) -> ort.InferenceSession:
+    """A graph, ready to run.
+
+    Args:
+        path: the `.onnx` file.
+        threads: cores that one run may use.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        BundleForeign: the device was asked for and not taken.
+        BundleTorn: the file is no graph.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle threads of onnxruntime spin by default, which takes the cores from everything else in the process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # onnxruntime raises a dozen undocumented classes here
+        raise BundleTorn(f"{path.name} is not a graph that onnxruntime can open: {error}") from error
+    taken = session.get_providers()
+    if wanted not in taken:
+        raise BundleForeign(
+            f"device {device!r} needs {wanted}, onnxruntime offers {taken}; install the gpu extra or use cpu"
+        )
+    return session
+
+
+def check_inputs(session: ort.InferenceSession, names: Sequence[str]) -> None:
+    """Refuses a graph whose inputs are not those that the manifest declares.
+
+    Raises:
+        BundleForeign: others.
+    """
+    expected = {name.replace(":", "_") for name in names}
+    present = {node.name for node in session.get_inputs()}
+    if expected != present:
+        raise BundleForeign(f"the manifest declares inputs {sorted(expected)}, the graph has {sorted(present)}")
+
+
 class OnnxEncoder:
     """A graph of a bundle, run by onnxruntime.
 
@@ -59,28 +101,11 @@ class OnnxEncoder:
         device: str = "cpu",
     ) -> None:
         inputs.check(names)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Idle threads of onnxruntime spin by default, which takes the cores from everything else in the process.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[wanted])
-        except Exception as error:  # onnxruntime raises a dozen undocumented classes here
-            raise BundleTorn(f"{path.name} is not a graph that onnxruntime can open: {error}") from error
-        taken = self._session.get_providers()
-        if wanted not in taken:
-            raise BundleForeign(
-                f"device {device!r} needs {wanted}, onnxruntime offers {taken}; install the gpu extra or use cpu"
-            )
+        self._session = open_graph(path, threads=threads, device=device)
         self._names = tuple(names)
         self._tables = tables or Tables()
         self.length = length
-        expected = {name.replace(":", "_") for name in names}
-        present = {node.name for node in self._session.get_inputs()}
-        if expected != present:
-            raise BundleForeign(f"the manifest declares inputs {sorted(expected)}, the graph has {sorted(present)}")
+        check_inputs(self._session, names)
 
     def encode(self, requests: Sequence[Request]) -> FloatArray:
         """Query embeddings, see `SequenceEncoder.encode`.
