@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from retrieval.codes import CodeTable
 from retrieval.errors import InvalidInput
-from retrieval.queries import NO_STAGES, Stage
-from retrieval.sequences import PAD_ROW, FloatArray, IntArray
+from retrieval.queries import NO_STAGES, Stage, always
+from retrieval.sequences import FloatArray, IntArray
 from retrieval.trie import ConstraintTrie, Live, Nodes
 
 IMPOSSIBLE = -1e30  # what a model's own -inf becomes: an allowed item stays reachable, after everything else
@@ -43,11 +43,6 @@ class Steps(Protocol):
     def step(self, memory: Any, prefix: npt.NDArray[np.int64], /) -> FloatArray:
         """Log-probabilities of level T, float32 (R, M, V), for prefixes int64 (R, M, T); (R, 1, V) where all share."""
         ...
-
-
-def always() -> bool:
-    """There is time."""
-    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,39 +112,63 @@ def search(
     """
     with stage("beam"):
         paths = [_Path.of(trie, asked, exact_below) for asked in searches]
-    found = [path.nothing(trie.levels, is_finished=True) for path in paths]
+    found: list[Found | None] = [None] * len(paths)
     pending = [r for r, path in enumerate(paths) if path.feasible]
     for doubled in range(widen + 1):
         if doubled:
-            pending = [r for r in pending if found[r].finished and not found[r].exact and searches[r].in_time()]
+            pending = [r for r in pending if _may_gain(found[r]) and searches[r].in_time()]
             for r in pending:
-                paths[r] = paths[r].wider()
+                paths[r].widen()
         # Wide searches apart from narrow ones: a wave is as wide as its widest.
         waves: dict[int, list[int]] = {}
         for r in pending:
             waves.setdefault(paths[r].width.bit_length(), []).append(r)
         for members in waves.values():
-            part = memory if len(members) == len(searches) else memory.take(np.array(members, dtype=np.int64))
+            part = memory if len(members) == len(paths) else memory.take(np.array(members, dtype=np.int64))
             for r, result in zip(members, _wave(decoder, part, trie, [paths[r] for r in members], stage), strict=True):
                 # What a narrower search has found is not given up for a wider one that did not finish.
-                if result.finished or not doubled:
-                    found[r] = result
-    return found
+                found[r] = result or found[r]
+    return [given or path.nothing(trie.levels) for given, path in zip(found, paths, strict=True)]
+
+
+def _may_gain(found: Found | None) -> bool:
+    """Whether a wider search could give another list."""
+    return found is not None and not found.exact
 
 
 class _Path:
     """One search on its way down the trie."""
 
-    __slots__ = ("dead", "denied", "feasible", "k", "live", "nodes", "pruned", "scores", "search", "trail", "width")
+    __slots__ = (
+        "ahead",
+        "dead",
+        "denied",
+        "feasible",
+        "floor",
+        "k",
+        "live",
+        "nodes",
+        "pruned",
+        "scores",
+        "search",
+        "trail",
+        "width",
+    )
 
     def __init__(self, search: Search, *, width: int, k: int, denied: Nodes, dead: list[IntArray | None]) -> None:
         self.search, self.live = search, search.live
         self.feasible = self.live.count - len(denied)
         self.width, self.k = width, k
         self.denied, self.dead = denied, dead  # positions in the trie, and by level the children that hold no others
+        self.ahead: Sequence[np.float32] = ()  # by level: the most that a step can add, where that is known
+        self.restart()
+
+    def restart(self, floor: float = -np.inf) -> None:
+        """Back to the root, to look for items that score at least `floor`."""
+        self.floor = floor
         self.nodes = np.zeros(1, dtype=np.int64)  # ascending
         self.scores = np.zeros(1, dtype=np.float32)
-        self.pruned = -np.inf
+        self.pruned = -np.inf  # no item that was left out for want of width scores above this
         self.trail: list[tuple[IntArray, FloatArray]] = []  # by level: the beam each came from, and its step
 
     @classmethod
@@ -159,15 +178,15 @@ class _Path:
             raise InvalidInput(f"k is {search.k} and beams is {search.beams}; both must be at least 1")
         if len(search.live.before) != len(trie) + 1:
             raise InvalidInput(f"the filter was made for {len(search.live.before) - 1} items, the trie has {len(trie)}")
-        denied, dead = _denied(trie, search.live, search.exclude)
+        denied, dead = _denied(trie, search.live.before, search.exclude)
         feasible = search.live.count - len(denied)
         width = feasible if feasible <= exact_below else min(max(search.beams, search.k), feasible)
         return cls(search, width=width, k=min(search.k, feasible), denied=denied, dead=dead)
 
-    def wider(self) -> "_Path":
-        """The same search at the root again, twice as wide."""
-        width = min(2 * self.width, self.feasible)
-        return _Path(self.search, width=width, k=self.k, denied=self.denied, dead=self.dead)
+    def widen(self) -> None:
+        """Back to the root, twice as wide."""
+        self.width = min(2 * self.width, self.feasible)
+        self.restart()
 
     def advance(self, trie: ConstraintTrie, level: int, own: FloatArray) -> None:
         """Takes the best children of all beams.
@@ -179,13 +198,28 @@ class _Path:
         """
         # The last level needs no more leaves than items, and what is pruned there is known to be worse.
         is_last = level == trie.levels - 1
-        width = self.k if is_last else self.width
+        width = self.k if is_last else self.width if self.floor == -np.inf else self.feasible
         choose = self._from_table if level < len(trie.child) else self._from_ranges
         beam, code, children, values, pruned = choose(trie, level, own, width)
         if not is_last:
-            self.pruned = max(self.pruned, pruned)
+            self.pruned = max(self.pruned, self._bound(level, pruned))
+            if self.floor > -np.inf:
+                keep = self._bound(level, values) >= self.floor
+                beam, code, children, values = beam[keep], code[keep], children[keep], values[keep]
         self.trail.append((beam, own[beam if len(own) > 1 else 0, code]))
         self.nodes, self.scores = children, values
+
+    def descend(self, trie: ConstraintTrie, levels: Sequence[FloatArray]) -> Found:
+        """Its items, where every level's log-probabilities, float32 (1, V), are known beforehand."""
+        for level, own in enumerate(levels):
+            self.advance(trie, level, own)
+        return self.items(trie)
+
+    def _bound(self, level: int, score: Any) -> Any:
+        """What an item behind a prefix scores at most: added up as its score would be, so that rounding cannot lie."""
+        for most in self.ahead[level + 1 :]:
+            score = score + most
+        return score
 
     def _from_table(self, trie: ConstraintTrie, level: int, own: FloatArray, width: int) -> "_Chosen":
         total = self.live.shut[level].take(self.nodes, axis=0)
@@ -193,7 +227,7 @@ class _Path:
         total += self.scores[:, None]
         dead = self.dead[level]
         if dead is not None:
-            parents = np.searchsorted(trie.first[level], dead.astype(np.int32), side="right") - 1
+            parents = trie.first[level].searchsorted(dead.astype(np.int32), side="right") - 1
             at, among = _places(self.nodes, parents)
             total[at, trie.labels[level][dead[among]]] = -np.inf
         flat = total.ravel()
@@ -216,83 +250,97 @@ class _Path:
 
     def items(self, trie: ConstraintTrie) -> Found:
         """The items of the leaves that were reached."""
-        order = np.argsort(-self.scores, kind="stable")
-        leaves, starts = self.nodes[order], trie.starts[-1]
-        lo, hi = starts[leaves], starts[leaves + 1]
+        beam = (-self.scores).argsort(kind="stable")
+        leaves, starts = self.nodes[beam], trie.starts[-1]
+        positions: npt.NDArray[Any] = starts[leaves]
+        if len(starts) <= len(trie):
+            beam, positions = self._spread_leaves(beam, positions, starts[leaves + 1])
+        beam, positions = beam[: self.k], positions[: self.k]
+        scores = self.scores[beam]
+        steps = np.empty((len(beam), trie.levels), dtype=np.float32)
+        for level in range(trie.levels - 1, -1, -1):
+            parents, values = self.trail[level]
+            steps[:, level] = values[beam]
+            beam = parents[beam]
+        return Found(trie.rows[positions], scores, steps, bool(self.pruned < scores[-1]), self.width)
+
+    def _spread_leaves(self, beam: IntArray, lo: Nodes, hi: Nodes) -> tuple[IntArray, IntArray]:
+        """Beams and positions of the items that leaves, best first, hold: several where tuples collide."""
         before = self.live.before
         # No more leaves than can be needed, were every denied item in them.
-        enough = int(np.searchsorted(np.cumsum(before[hi] - before[lo]), self.k + len(self.denied))) + 1
+        enough = int((before[hi] - before[lo]).cumsum().searchsorted(self.k + len(self.denied))) + 1
         leaf, positions = _spread(lo[:enough], hi[:enough])
         allowed = before[positions + 1] > before[positions]
         if len(self.denied):
-            at = np.minimum(np.searchsorted(self.denied, positions.astype(np.int32)), len(self.denied) - 1)
-            allowed &= self.denied[at] != positions
-        keep = np.flatnonzero(allowed)[: self.k]
-        beam = order[leaf[keep]]
-        scores = self.scores[beam]
-        steps = np.empty((len(beam), trie.levels), dtype=np.float32)
-        for level, (parents, values) in zip(reversed(range(trie.levels)), reversed(self.trail), strict=True):
-            steps[:, level] = values[beam]
-            beam = parents[beam]
-        return Found(trie.rows[positions[keep]], scores, steps, bool(self.pruned < scores[-1]), self.width)
+            allowed[_places(self.denied, positions)[1]] = False
+        return beam[leaf[allowed]], positions[allowed]
 
-    def nothing(self, levels: int, *, is_finished: bool) -> Found:
+    def nothing(self, levels: int) -> Found:
         """No items: none is left, or the search did not finish."""
         rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        return Found(rows, scores, np.zeros((0, levels), np.float32), is_finished, self.width, is_finished)
+        is_over = not self.feasible
+        return Found(rows, scores, np.zeros((0, levels), np.float32), is_over, self.width, is_over)
 
 
 _Chosen = tuple[IntArray, IntArray, IntArray, FloatArray, float]  # beam, code, child, score; and the best left out
 
 
-def _wave(decoder: Steps, memory: Memory, trie: ConstraintTrie, paths: Sequence[_Path], stage: Stage) -> list[Found]:
-    """Leads searches from the root to the leaves in step."""
-    found = [path.nothing(trie.levels, is_finished=False) for path in paths]
-    active = list(range(len(paths)))
-
-    def go_on(is_kept: Sequence[bool]) -> None:
-        nonlocal memory, active
-        if not all(is_kept):
-            kept = [at for at, kept in enumerate(is_kept) if kept]
-            active = [active[at] for at in kept]
-            memory = memory.take(np.array(kept, dtype=np.int64))
-
+def _wave(
+    decoder: Steps, memory: Memory, trie: ConstraintTrie, paths: Sequence[_Path], stage: Stage
+) -> list[Found | None]:
+    """Leads searches from the root to the leaves in step; None for those that do not arrive."""
+    active = list(paths)
     for level in range(trie.levels):
-        go_on([paths[r].search.in_time() for r in active])
+        active, memory = _kept(active, memory, [path.search.in_time() for path in active])
         if not active:
             break
         with stage("beam"):
-            prefix = np.zeros((len(active), max(len(paths[r].nodes) for r in active), level), dtype=np.int64)
-            for own, r in zip(prefix, active, strict=True):
-                nodes = paths[r].nodes
-                own[: len(nodes)] = trie.prefixes(level, nodes)
-                own[len(nodes) :] = own[0]  # what a narrower search does not need repeats its first beam
+            prefix = _prefixes(trie, level, [path.nodes for path in active])
         with stage("decode"):
-            log_probs = np.asarray(decoder.step(memory, prefix), dtype=np.float32)
+            log_probs = decoder.step(memory, prefix)
         with stage("beam"):
             log_probs, is_sound = _checked(log_probs, prefix, trie.vocabulary[level])
-            for r, own, is_good in zip(active, log_probs, is_sound, strict=True):
+            for path, own, is_good in zip(active, log_probs, is_sound, strict=True):
                 if is_good:
-                    paths[r].advance(trie, level, own)
-            go_on(is_sound)
+                    path.advance(trie, level, own)
+            active, memory = _kept(active, memory, is_sound)
     with stage("beam"):
-        for r in active:
-            found[r] = paths[r].items(trie)
-    return found
+        return [path.items(trie) if len(path.trail) == trie.levels else None for path in paths]
 
 
-def _checked(log_probs: FloatArray, prefix: npt.NDArray[np.int64], v: int) -> tuple[FloatArray, list[bool]]:
-    """Log-probabilities between `IMPOSSIBLE` and 0, and for each request whether they were numbers."""
+def _kept(paths: list[_Path], memory: Memory, is_kept: Sequence[bool]) -> tuple[list[_Path], Memory]:
+    """The searches that go on, and what the decoder knows of them."""
+    if all(is_kept):
+        return paths, memory
+    left = [r for r, kept in enumerate(is_kept) if kept]
+    return [paths[r] for r in left], memory.take(np.array(left, dtype=np.int64))
+
+
+def _prefixes(trie: ConstraintTrie, depth: int, nodes: Sequence[IntArray]) -> npt.NDArray[np.int64]:
+    """int64, shape (R, M, depth): the prefixes of R searches; those with fewer beams repeat their first."""
+    padded = np.empty((len(nodes), max(len(own) for own in nodes)), dtype=np.int64)
+    for line, own in zip(padded, nodes, strict=True):
+        line[: len(own)] = own
+        line[len(own) :] = own[0]
+    return trie.prefixes(depth, padded)
+
+
+def _checked(given: FloatArray, prefix: npt.NDArray[np.int64], v: int) -> tuple[FloatArray, list[bool]]:
+    """A decoder's log-probabilities as `_bounded` gives them, after a look at their shape."""
     r, m, _ = prefix.shape
-    if log_probs.shape not in ((r, m, v), (r, 1, v)):
-        raise InvalidInput(f"the decoder gave log-probabilities of shape {log_probs.shape}; {(r, m, v)} was expected")
-    highest = log_probs.reshape(r, -1).max(axis=1)
-    is_sound = highest < np.inf  # false for NaN, which a maximum passes on
-    if (highest[is_sound] > SLACK).any():
-        raise InvalidInput(
-            f"the decoder gave {highest[is_sound].max()} as a log-probability; normalise it with log_softmax"
-        )
-    return np.clip(log_probs, IMPOSSIBLE, 0.0), is_sound.tolist()
+    if given.shape not in ((r, m, v), (r, 1, v)):
+        raise InvalidInput(f"the decoder gave log-probabilities of shape {given.shape}; {(r, m, v)} was expected")
+    return _bounded(given)
+
+
+def _bounded(given: FloatArray) -> tuple[FloatArray, list[bool]]:
+    """Log-probabilities between `IMPOSSIBLE` and 0, and for each request whether they were numbers."""
+    log_probs = np.asarray(given, dtype=np.float32)
+    highest = log_probs.reshape(len(log_probs), -1).max(axis=1).tolist()
+    if any(SLACK < value < np.inf for value in highest):
+        raise InvalidInput(f"a model gave {max(highest)} as a log-probability; its graph lacks a log_softmax")
+    # A maximum passes NaN on, and NaN is below nothing.
+    return log_probs.clip(IMPOSSIBLE, 0.0), [value < np.inf for value in highest]
 
 
 def _best(values: FloatArray, width: int) -> tuple[IntArray, float]:
@@ -301,79 +349,135 @@ def _best(values: FloatArray, width: int) -> tuple[IntArray, float]:
     Of equal values the first are taken.
     """
     floor = -np.inf
-    if len(values) >= BLOCKS_FROM:
-        # The maxima of strided blocks: `width` + 1 of them reach the floor, so the values to be found do as well, and
-        # few others do. An eighth of the cost of a partition, a hundredth where most candidates are masked.
-        rows = len(values) // max(8 * (width + 1), len(values) // 16)
-        if rows > 1:
-            tops = values[: len(values) // rows * rows].reshape(rows, -1).max(axis=0)
-            floor = np.partition(tops, len(tops) - width - 1)[len(tops) - width - 1]
-    near = np.flatnonzero(values >= floor if floor > -np.inf else values > floor)
+    # The maxima of strided blocks: `width` + 1 of them reach the floor, so the values to be found do as well, and few
+    # others do. An eighth of the cost of a partition of all values, a hundredth where most of them are masked.
+    depth = len(values) // max(8 * (width + 1), len(values) // 16) if len(values) >= BLOCKS_FROM else 1
+    if depth > 1:
+        tops = np.maximum.reduce(values[: len(values) // depth * depth].reshape(depth, -1))
+        floor = _largest(tops, width)
+    near = (values >= floor if floor > -np.inf else values > floor).nonzero()[0]
     if len(near) <= width:
         return near, -np.inf
     close = values[near]
-    left_out = np.partition(close, len(close) - width - 1)[len(close) - width - 1]
+    left_out = _largest(close.copy(), width)
     taken = close > left_out
     missing = width - int(np.count_nonzero(taken))
     if missing:
-        taken[np.flatnonzero(close == left_out)[:missing]] = True
-    return near[taken], float(left_out)
+        taken[(close == left_out).nonzero()[0][:missing]] = True
+    return near[taken], left_out
+
+
+def _largest(values: FloatArray, rank: int) -> float:
+    """The value that `rank` others come before; the array is disordered by it."""
+    at = len(values) - rank - 1
+    values.partition(at)
+    return float(values[at])
 
 
 def _spread(lo: npt.NDArray[Any], hi: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
     """The members of ranges: int64, which range each is of, and the number itself."""
-    counts = (hi - lo).astype(np.int64)
-    ends = np.cumsum(counts)
-    source = np.repeat(np.arange(len(counts)), counts)
+    counts = hi - lo
+    ends = counts.cumsum()
+    source = np.arange(len(counts)).repeat(counts)
     return source, np.arange(len(source)) + (lo - (ends - counts))[source]
 
 
-def _places(among: IntArray, wanted: IntArray) -> tuple[IntArray, IntArray]:
-    """Where numbers stand in an ascending array, and which of them do."""
-    at = np.minimum(np.searchsorted(among, wanted), len(among) - 1)
+def _places(among: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
+    """Where wanted numbers stand in an ascending array that is not empty, and which of them do."""
+    at = among.searchsorted(wanted)
+    at[at == len(among)] = 0
     is_there = among[at] == wanted
-    return at[is_there], np.flatnonzero(is_there)
+    return at[is_there], is_there.nonzero()[0]
 
 
-def _denied(trie: ConstraintTrie, live: Live, exclude: IntArray) -> tuple[Nodes, list[IntArray | None]]:
+def _denied(trie: ConstraintTrie, before: Nodes, exclude: IntArray) -> tuple[Nodes, list[IntArray | None]]:
     """Excluded items that the filter would allow, as positions; and by level the children that hold no others."""
     dead: list[IntArray | None] = [None] * trie.levels
-    known = exclude[(exclude > PAD_ROW) & (exclude < trie.size)]
-    ranks = np.sort(trie.rank[known])
-    denied = ranks[(ranks >= 0) & (live.before[ranks + 1] > live.before[ranks])]
-    if len(denied) > 1:
-        denied = denied[np.append(True, denied[1:] != denied[:-1])]
+    ranks = trie.rank.take(exclude, mode="clip")  # rows beyond the catalog find -1 at its ends
+    denied = ranks[before[ranks + 1] > before[ranks]]  # never so for -1
+    denied.sort()
+    denied = denied[_edges(denied)[:-1]]
     left = denied
-    for level in reversed(range(trie.levels)):
+    for level in range(trie.levels - 1, -1, -1):
         if not len(left):
             break
         # Upwards, and only with what is gone below: a node is dead where all its allowed items are in dead children.
         starts = trie.starts[level + 1]
-        nodes, counts = np.unique(np.searchsorted(starts, left, side="right") - 1, return_counts=True)
-        is_dead = counts == live.before[starts[nodes + 1]] - live.before[starts[nodes]]
-        left = left[np.repeat(is_dead, counts)]
-        dead[level] = nodes[is_dead] if is_dead.any() else None
+        nodes = starts.searchsorted(left, side="right") - 1
+        edges = _edges(nodes)
+        nodes, counts = nodes[edges[:-1]], edges[1:] - edges[:-1]
+        is_dead = counts == before[starts[nodes + 1]] - before[starts[nodes]]
+        left = left[is_dead.repeat(counts)]
+        nodes = nodes[is_dead]
+        dead[level] = nodes if len(nodes) else None
     return denied, dead
 
 
+def _edges(ascending: npt.NDArray[Any]) -> IntArray:
+    """Where another number begins, and the end; [0] of nothing."""
+    is_new = np.ones(len(ascending) + 1, dtype=np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=is_new[1:-1])
+    return is_new.nonzero()[0]
+
+
 def score_all(distributions: FloatArray, table: CodeTable) -> FloatArray:
-    """What every item scores where the levels' distributions do not depend on each other: L gathers per item.
+    """What every item scores where no level's distribution depends on the codes before: L gathers per item.
+
+    Source: RecGPT's four parallel codes, scored without a search.
 
     Args:
-        distributions: float32, shape (R, L, V'): log-probabilities; a level with fewer codewords uses the first ones.
+        distributions: float32, shape (R, L, V): log-probabilities; a level with fewer codewords uses the first ones.
         table: the items' codes.
 
     Returns:
-        float32, shape (R, N + 1): the sum of the items' log-probabilities, -inf without a code.
+        float32, shape (R, N + 1): scores as `search` gives them, -inf without a code, NaN where the model gave NaN.
 
     Raises:
         InvalidInput: another shape.
     """
-    if distributions.ndim != 3 or distributions.shape[1] != table.levels:
-        raise InvalidInput(f"distributions have shape {distributions.shape}; (R, {table.levels}, V) was expected")
-    bounded = np.clip(np.asarray(distributions, dtype=np.float32), IMPOSSIBLE, 0.0)
+    _fit(distributions, table.vocabulary)
+    bounded = np.asarray(distributions, dtype=np.float32).clip(IMPOSSIBLE, 0.0)
     scores = np.zeros((len(bounded), len(table) + 1), dtype=np.float32)
     for level in range(table.levels):
         scores += bounded[:, level].take(table.codes[:, level], axis=1)
     scores[:, ~table.coded] = -np.inf
     return scores
+
+
+def search_all(distributions: FloatArray, trie: ConstraintTrie, searches: Sequence[Search]) -> list[Found]:
+    """The best items where no level's distribution depends on the codes before: as if every item were scored.
+
+    A beam finds k items; no item below the last of them is wanted. So a second descent follows every prefix that could
+    still reach it, the best of each later level granted, and nothing else: branch and bound, exact at any width.
+
+    Args:
+        distributions: float32, shape (R, L, V): log-probabilities; a level with fewer codewords uses the first ones.
+        trie: what exists.
+        searches: R searches; `beams` moves the speed, not the answer.
+
+    Raises:
+        InvalidInput: see `search`, and distributions of another shape.
+    """
+    _fit(distributions, trie.vocabulary)
+    bounded, is_sound = _bounded(distributions)
+    found = []
+    for own, asked, is_good in zip(bounded, searches, is_sound, strict=True):
+        path = _Path.of(trie, asked, 0)
+        if not path.feasible or not is_good or not asked.in_time():
+            found.append(path.nothing(trie.levels))
+            continue
+        levels = [own[level : level + 1, :v] for level, v in enumerate(trie.vocabulary)]
+        path.ahead = [level.max() for level in levels]
+        given = path.descend(trie, levels)
+        if not given.exact:
+            path.restart(floor=float(given.scores[-1]))
+            given = path.descend(trie, levels)
+        found.append(given)
+    return found
+
+
+def _fit(distributions: FloatArray, vocabulary: tuple[int, ...]) -> None:
+    """Refuses distributions that lack a level or a codeword."""
+    shape = distributions.shape
+    if len(shape) != 3 or shape[1] != len(vocabulary) or shape[2] < max(vocabulary):
+        raise InvalidInput(f"distributions have shape {shape}; (R, {len(vocabulary)}, {max(vocabulary)}) was expected")

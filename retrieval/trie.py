@@ -65,7 +65,8 @@ class ConstraintTrie:
         version: of the catalog that this describes.
 
     Attributes:
-        rank: int32, shape (N + 1,): where a row stands in `rows`, -1 without a code.
+        rank: int32, shape (N + 2,): where a row stands in `rows`, -1 without a code; the last entry is for whatever is
+            beyond the catalog.
         labels: for each level int32 by child: the code that leads to it.
         child: for each dense level int32, shape (nodes, V): the child behind a code, -1 where there is none.
 
@@ -79,7 +80,7 @@ class ConstraintTrie:
         _check(rows, codes, vocabulary, size)
         self.rows, self.codes, self.vocabulary, self.size, self.version = rows, codes, vocabulary, size, version
         n, self.levels = codes.shape
-        self.rank = np.full(size, -1, dtype=np.int32)
+        self.rank = np.full(size + 1, -1, dtype=np.int32)
         self.rank[rows] = np.arange(n, dtype=np.int32)
         starts = [np.array([0, n], dtype=np.int32)]
         new = np.zeros(n, dtype=np.bool_)
@@ -164,7 +165,7 @@ class ConstraintTrie:
         return Live(before, tuple(shut), tuple(is_open))
 
     def prefixes(self, depth: int, nodes: IntArray) -> npt.NDArray[np.int64]:
-        """int64, shape (len(nodes), depth): the codes that lead to nodes of a depth."""
+        """int64, shape (*nodes, depth): the codes that lead to nodes of a depth."""
         prefixes: npt.NDArray[np.int64] = self.codes[self.starts[depth][nodes], :depth].astype(np.int64)
         return prefixes
 
