@@ -223,10 +223,14 @@ class Bundle:
     def text_vectors(self) -> FloatArray | None:
         """float32, shape (N + 1, D'): what the semantic ids were made from; None where the bundle has none.
 
+        A bundle without an encoder has no other vectors: then they are the item vectors.
+
         Raises:
             BundleTorn: see `item_vectors`.
         """
-        return self._vectors(TEXT_VECTORS) if TEXT_VECTORS in self.manifest.files else None
+        if TEXT_VECTORS in self.manifest.files:
+            return self._vectors(TEXT_VECTORS)
+        return None if "encoder" in self.manifest.graphs else self.item_vectors
 
     @cached_property
     def codes(self) -> CodeTable | None:

@@ -3,6 +3,8 @@
 Callers speak item ids, arrays speak rows. A row is an item's dense integer in one catalog; rows die with their bundle,
 ids do not. Row 0 is `PAD_ROW` and never an item, so every per-item array has N + 1 entries.
 
+Rows of items that come while a bundle is being served are appended; see `retrieval.editions`.
+
 Attributes are columns. There are three kinds, and a filter needs no more: numbers, words (one per item, coded against
 a vocabulary) and tags (several per item). All of them are stored as plain arrays; nothing is ever unpickled.
 """
@@ -12,7 +14,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,23 @@ class Tags:
 Column = Numbers | Words | Tags
 
 
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """What a caller says of an item.
+
+    Attributes:
+        item_id: 1 to 256 characters.
+        attributes: name -> number, string or list of strings; None is absent.
+        popularity: events so far; of an item that the catalog holds already it stays what it was.
+        available: whether it may be shown.
+    """
+
+    item_id: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    popularity: float = 0.0
+    available: bool = True
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalog:
     """All that can be recommended, in one order that never changes while a bundle lives.
@@ -82,12 +101,14 @@ class Catalog:
         popularity: float64, shape (N + 1,). Events per item in the training data; 0 for the padding row.
         available: bool, shape (N + 1,). What may be shown at all; false for the padding row.
         columns: attributes by name.
+        trained: the last row of the bundle's own items; those behind it came later.
     """
 
     ids: tuple[str, ...]
     popularity: npt.NDArray[np.float64]
     available: BoolArray
     columns: Mapping[str, Column]
+    trained: int
     _rows: Mapping[str, int] = field(repr=False)
 
     def __len__(self) -> int:
@@ -118,10 +139,7 @@ class Catalog:
             raise InvalidInput("the catalog is empty; at least one item is needed")
         rows: dict[str, int] = {}
         for row, item_id in enumerate(item_ids, start=1):
-            if not item_id or len(item_id) > MAX_ID_CHARS:
-                raise InvalidInput(
-                    f"item id {item_id[:40]!r} has {len(item_id)} characters; 1 to {MAX_ID_CHARS} are allowed"
-                )
+            _check_id(item_id)
             if item_id in rows:
                 raise InvalidInput(f"item id {item_id!r} stands twice in the catalog (rows {rows[item_id]} and {row})")
             rows[item_id] = row
@@ -140,7 +158,7 @@ class Catalog:
             if len(values) != n:
                 raise InvalidInput(f"attribute {name!r} has {len(values)} values, the catalog has {n} items")
             columns[name] = _column(values)
-        return cls(("", *item_ids), popular, shown, columns, rows)
+        return cls(("", *item_ids), popular, shown, columns, n, rows)
 
     def row(self, item_id: str) -> int:
         """The item's row.
@@ -166,6 +184,44 @@ class Catalog:
             if value is not None and value != []:
                 out[name] = value
         return out
+
+    def with_items(self, items: Sequence[NewItem]) -> "Catalog":
+        """The same catalog with items changed, all of their attributes replaced, and new ones behind the old ones.
+
+        Args:
+            items: of distinct ids.
+
+        Raises:
+            InvalidInput: an id is repeated or overlong, or an attribute of another kind than its column.
+        """
+        rows = dict(self._rows)
+        touched: dict[int, NewItem] = {}
+        for item in items:
+            _check_id(item.item_id)
+            row = rows.setdefault(item.item_id, len(rows) + 1)
+            if row in touched:
+                raise InvalidInput(f"item id {item.item_id!r} stands twice among the changes; send the last one only")
+            touched[row] = item
+        size = len(rows) + 1
+        popularity, available = np.zeros(size), np.zeros(size, dtype=np.bool_)
+        popularity[: len(self.ids)], available[: len(self.ids)] = self.popularity, self.available
+        for row, item in touched.items():
+            available[row] = item.available
+            if row >= len(self.ids):
+                popularity[row] = item.popularity
+        columns: dict[str, Column] = {}
+        for name in dict.fromkeys([*self.columns, *(name for item in items for name in item.attributes)]):
+            values = {row: item.attributes.get(name) for row, item in touched.items()}
+            column = self.columns.get(name) or _empty(next((v for v in values.values() if v is not None), None))
+            columns[name] = _changed(name, column, values, size)
+        new = tuple(touched[row].item_id for row in range(len(self.ids), size))
+        return Catalog(self.ids + new, popularity, available, columns, self.trained, rows)
+
+    def without(self, rows: IntArray) -> "Catalog":
+        """The same catalog with some items unavailable."""
+        available = self.available.copy()
+        available[rows] = False
+        return replace(self, available=available)
 
     def save(self, path: Path) -> None:
         """Writes one `.npz` file of plain arrays."""
@@ -209,7 +265,7 @@ class Catalog:
                 else:
                     columns[name] = Words(arrays[f"{at}.codes"], _unpack(f"{at}.words", arrays))
             rows = {item_id: row for row, item_id in enumerate(ids) if row != PAD_ROW}
-            return cls(ids, arrays["popularity"], arrays["available"], columns, rows)
+            return cls(ids, arrays["popularity"], arrays["available"], columns, len(rows), rows)
         except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleTorn(f"{path.name} is not a readable catalog ({error}); export the bundle again") from error
 
@@ -229,6 +285,82 @@ def _column(values: Sequence[Any]) -> Column:
     vocabulary = tuple(sorted({str(v) for v in present}))
     code = {word: i for i, word in enumerate(vocabulary)}
     return Words(np.array([-1, *(-1 if v is None else code[str(v)] for v in values)], dtype=np.int32), vocabulary)
+
+
+def _check_id(item_id: str) -> None:
+    if not item_id or len(item_id) > MAX_ID_CHARS:
+        raise InvalidInput(f"item id {item_id[:40]!r} has {len(item_id)} characters; 1 to {MAX_ID_CHARS} are allowed")
+
+
+def _empty(example: object) -> Column:
+    """A column of no rows, of the kind that holds such a value."""
+    if isinstance(example, list | tuple):
+        return Tags(np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32), ())
+    if isinstance(example, int | float):
+        return Numbers(np.zeros(0))
+    return Words(np.zeros(0, dtype=np.int32), ())
+
+
+def _changed(name: str, column: Column, values: Mapping[int, Any], size: int) -> Column:
+    """A column of `size` rows with the values of some of them replaced; rows that are new and not named are absent.
+
+    Raises:
+        InvalidInput: a value of another kind.
+    """
+    kinds: Mapping[type[Column], tuple[Any, str]] = {
+        Numbers: (int | float, "numbers"),
+        Words: (str, "strings"),
+        Tags: (list | tuple, "lists of strings"),
+    }
+    kind, called = kinds[type(column)]
+    for value in values.values():
+        of_kind = value is None or isinstance(value, kind)
+        if not of_kind or (kind is not str and isinstance(value, list | tuple) and not _are_words(value)):
+            raise InvalidInput(f"attribute {name!r} holds {called} in this catalog; {value!r:.60} is none")
+    match column:
+        case Numbers(values=old):
+            numbers = np.full(size, math.nan)
+            numbers[: len(old)] = old
+            for row, value in values.items():
+                numbers[row] = math.nan if value is None else value
+            return Numbers(numbers)
+        case Words(old, vocabulary):
+            code = _Codes(vocabulary)
+            codes = np.full(size, -1, dtype=np.int32)
+            codes[: len(old)] = old
+            for row, value in values.items():
+                codes[row] = -1 if value is None else code[value]
+            return Words(codes, tuple(code))
+        case Tags(offsets, old, vocabulary):
+            code = _Codes(vocabulary)
+            last = len(offsets) - 1
+            lengths = np.zeros(size, dtype=np.int64)
+            lengths[:last] = np.diff(offsets)
+            parts, start = [], 0
+            for row in sorted(values):
+                words = values[row] or ()
+                lengths[row] = len(words)
+                parts += [old[start : offsets[min(row, last)]], np.array([code[word] for word in words], np.int32)]
+                start = int(offsets[min(row + 1, last)])
+            parts.append(old[start:])
+            ends = np.zeros(size + 1, dtype=np.int64)
+            np.cumsum(lengths, out=ends[1:])
+            return Tags(ends, np.concatenate(parts), tuple(code))
+
+
+class _Codes(dict[str, int]):
+    """The codes of a vocabulary, which grows by each word that it is asked for."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        super().__init__((word, code) for code, word in enumerate(vocabulary))
+
+    def __missing__(self, word: str) -> int:
+        self[word] = len(self)
+        return self[word]
+
+
+def _are_words(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _pack(name: str, words: Iterable[str]) -> dict[str, npt.NDArray[Any]]:

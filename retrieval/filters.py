@@ -77,6 +77,8 @@ class Filter:
         any_categories: at least one of these; empty means anything.
         no_categories: none of these.
         attributes: rules on attributes.
+        new_only: only items that came after the bundle was made, for a lane of their own: a model that never met them
+            hardly ever prefers them to others.
     """
 
     exclude_ids: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ class Filter:
     any_categories: tuple[str, ...] = ()
     no_categories: tuple[str, ...] = ()
     attributes: tuple[AttributeRule, ...] = ()
+    new_only: bool = False
 
 
 NO_FILTER = Filter()
@@ -162,6 +165,8 @@ class Filters:
 
     def _mask(self, filter: Filter) -> BoolArray:
         mask = self._catalog.available.copy()
+        if filter.new_only:
+            mask[: self._catalog.trained + 1] = False
         if filter.include_ids is not None:
             included = np.zeros_like(mask)
             included[self._catalog.rows(filter.include_ids)] = True

@@ -7,6 +7,7 @@ and approximate search, one query or a batch of them, agree to the last bit on e
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -139,6 +140,42 @@ class ExactIndex:
             cut -= self._margin * float(np.sqrt(np.square(query).sum(axis=1).max()))
         near = np.flatnonzero((scores >= cut) & (scores > -np.inf))
         return best(self.vectors, near if rows is None else rows[near], query, k)
+
+
+class GrownIndex:
+    """An index with a few rows behind it, which are scored one by one: what is there for a moment needs no structure.
+
+    Args:
+        base: over the first rows.
+        more: float32, shape (n, D): vectors of the rows behind them.
+    """
+
+    def __init__(self, base: CandidateIndex, more: FloatArray) -> None:
+        self.base = base
+        self.name = base.name
+        self.vectors = np.concatenate([base.vectors, more])
+        self._parts: WeakKeyDictionary[Eligible, tuple[Eligible, IntArray]] = WeakKeyDictionary()
+
+    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
+        """See `CandidateIndex.search`."""
+        first = len(self.base.vectors)
+        parts = self._parts.get(eligible)
+        if parts is None:
+            # An index compares selections by identity: each has the same part every time.
+            parts = Eligible.of(eligible.mask[:first].copy()), np.flatnonzero(eligible.mask[first:]) + first
+            self._parts[eligible] = parts
+        old, new = parts
+        found = self.base.search(queries, k, old, [rows[rows < first] for rows in exclude])
+        if not len(new):
+            return found
+        out = []
+        for query, wanted, barred, (rows, scores) in zip(queries, k.tolist(), exclude, found, strict=True):
+            left = new[~np.isin(new, barred)]
+            more, more_scores = best(self.vectors, left, query if query.ndim == 2 else query[None], wanted)
+            every, every_scores = np.concatenate([rows, more]), np.concatenate([scores, more_scores])
+            order = np.lexsort((every, -every_scores))[:wanted]
+            out.append((every[order], every_scores[order]))
+        return out
 
 
 def _scores(table: FloatArray, queries: FloatArray) -> FloatArray:

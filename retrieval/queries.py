@@ -81,7 +81,7 @@ class Answer:
         return self.sources[0] if self.sources else ""
 
     def followed_by(self, more: "Answer") -> "Answer":
-        """This answer with the items of another one behind it, which may repeat none."""
+        """This answer with the items of another one behind it."""
         if not len(more):
             return self
         steps = None
@@ -146,7 +146,7 @@ class Ranker(Recommender, Protocol):
 
         Returns:
             R arrays, float32, of as many scores; -inf where nothing is known of a row (PAD_ROW, no code, no vector),
-            NaN throughout where the model made nothing finite of the request.
+            NaN where the model made no number of the request.
 
         Raises:
             EmptyHistory: a request that it cannot read.

@@ -1,33 +1,39 @@
-"""Recommenders: compositions that carry a batch of queries to answers.
+"""Recommenders: compositions that carry a batch of queries to answers, and the bundle that they are made from.
 
-`Dense` encodes and retrieves, `Popular` needs no history, `Composed` is what gets served: each query goes to the first
-recommender that can read it, and what is missing is filled from those after it. Every composition keeps the promise:
-only eligible rows, none twice, none excluded, and `k` of them whenever that many are left.
+`Popular` needs no history. `Composed` is what gets served: each query goes to the first recommender that can read it
+(generated, then retrieved, then popular), and what is missing is filled from those after it. Every composition keeps
+the promise: only eligible rows, none twice, none excluded, and `k` of them whenever that many are left.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from retrieval.bundle import INDEX, Bundle
+from retrieval.bundle import INDEX, TRIE, Bundle
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
-from retrieval.encoder import OnnxEncoder, SequenceEncoder
+from retrieval.dense import Dense, Similar
+from retrieval.engine import ITEM_TABLE, TEXT_TABLE, Engine, tables
 from retrieval.errors import BundleForeign, EmptyHistory
-from retrieval.filters import Eligible, Filters
-from retrieval.index import CandidateIndex, ExactIndex, load_index, scored
-from retrieval.inputs import Request, Tables
+from retrieval.filters import Filters
+from retrieval.generative import HYBRID, Generative, Hybrid
+from retrieval.index import CandidateIndex, load_index
+from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Ranker, Recommender, Stage
-from retrieval.sequences import FloatArray, History, IntArray
+from retrieval.sequences import FloatArray, IntArray
+from retrieval.trie import ConstraintTrie
 
 __all__ = [
     "ITEM_TABLE",
     "NO_STAGES",
+    "TEXT_TABLE",
     "Answer",
     "Composed",
     "Dense",
+    "Generative",
     "Popular",
     "Query",
     "Ranker",
@@ -35,78 +41,9 @@ __all__ = [
     "Served",
     "Similar",
     "Stage",
+    "compose",
     "load",
 ]
-
-ITEM_TABLE = "items"  # `item_vectors:items` in a graph's inputs gathers the vectors that are searched
-EVERY_ROW = np.iinfo(np.int64).max
-
-
-class Dense:
-    """Encodes all histories of a batch in one run and retrieves by inner product.
-
-    A query embedding that is not finite (a model met an input it cannot digest) retrieves nothing, so that one request
-    does not take the others of its batch down.
-
-    Args:
-        encoder: reads the histories.
-        index: holds the vectors that are searched.
-        trained: the last row that the encoder knows; events with later ones are left out of histories.
-    """
-
-    name = "dense"
-
-    def __init__(self, encoder: SequenceEncoder, index: CandidateIndex, *, trained: int = EVERY_ROW) -> None:
-        self._encoder = encoder
-        self._index = index
-        self._trained = trained
-
-    def reads(self, request: Request, /) -> bool:
-        """See `Recommender`."""
-        return bool((request.history.rows <= self._trained).any())
-
-    def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
-        """See `Recommender`."""
-        if not queries:
-            return []
-        with stage("encode"):
-            embeddings = self._encode([query.request for query in queries])
-        with stage("retrieve"):
-            finite = np.isfinite(embeddings).reshape(len(queries), -1).all(axis=1)
-            groups: dict[Eligible, list[int]] = {}
-            for b in np.flatnonzero(finite).tolist():
-                groups.setdefault(queries[b].eligible, []).append(b)
-            answers = [NOTHING] * len(queries)
-            for eligible, members in groups.items():
-                k = np.array([queries[b].k for b in members], dtype=np.int64)
-                exclude = [queries[b].exclude for b in members]
-                found = self._index.search(embeddings[members], k, eligible, exclude)
-                for b, (rows, scores) in zip(members, found, strict=True):
-                    answers[b] = Answer.of(rows, scores, "retrieval")
-        return answers
-
-    def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
-        """See `Ranker`: inner products."""
-        if not requests:
-            return []
-        scores = []
-        vectors = self._index.vectors
-        for query, wanted in zip(self._encode(requests), rows, strict=True):
-            own = scored(vectors, wanted, query if query.ndim == 2 else query[None])
-            own[~vectors[wanted].any(axis=1)] = -np.inf
-            scores.append(own)
-        return scores
-
-    def _encode(self, requests: Sequence[Request]) -> FloatArray:
-        """Query embeddings of what the encoder knows of the histories.
-
-        Raises:
-            EmptyHistory: it knows nothing of one.
-        """
-        known = [replace(r, history=r.history.where(r.history.rows <= self._trained)) for r in requests]
-        if not all(len(request.history) for request in known):
-            raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
-        return self._encoder.encode(known)
 
 
 class Popular:
@@ -139,23 +76,6 @@ class Popular:
             if len(rows) == query.k or reach >= len(self._order):
                 return Answer.of(rows, self._scores[rows], "popular")
             reach *= 4
-
-
-class Similar:
-    """Item to item: the cosine of their vectors."""
-
-    name = "similar"
-
-    def __init__(self, vectors: FloatArray) -> None:
-        lengths = np.sqrt(np.vecdot(vectors, vectors))[:, None]
-        self._directions = np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
-        self._index = ExactIndex(self._directions)
-
-    def similar(self, row: int, k: int, eligible: Eligible, exclude: IntArray) -> Answer:
-        """The `k` items whose vectors point most nearly where that of `row` does; never `row` itself."""
-        query = self._directions[row][None]
-        ((rows, scores),) = self._index.search(query, np.array([k]), eligible, [np.append(exclude, row)])
-        return Answer.of(rows, scores, "similar")
 
 
 class Composed:
@@ -202,6 +122,7 @@ class Served:
 
     Attributes:
         bundle: what was loaded.
+        engine: what it computes with.
         catalog: its items, and those that came since.
         filters: of this catalog; a selection of another edition does not fit.
         recommender: what answers, the best first: generated, retrieved, popular.
@@ -213,10 +134,13 @@ class Served:
         rankers: what scores any items, the best first.
         generative: the generator; None where the bundle has none.
         codes: the items' semantic ids; None where the bundle has none.
-        edition: how often the catalog has changed since the bundle was loaded.
+        text_vectors: float32, shape (N + 1, D'), zero where nothing is known of an item's text; None where the bundle
+            has none.
+        edition: how often the catalog has changed since the bundle was loaded; the version of the trie.
     """
 
     bundle: Bundle
+    engine: Engine
     catalog: Catalog
     filters: Filters
     recommender: Composed
@@ -225,9 +149,15 @@ class Served:
     index: CandidateIndex
     dense: Composed
     rankers: tuple[Ranker, ...]
-    generative: Ranker | None = None
+    generative: Generative | None = None
     codes: CodeTable | None = None
+    text_vectors: FloatArray | None = None
     edition: int = 0
+
+    @property
+    def trained(self) -> int:
+        """The last row of the bundle's own items; those behind it came later."""
+        return self.catalog.trained
 
     def rank(self, request: Request, rows: IntArray) -> FloatArray:
         """Scores of given items, by the first ranker that can read the request.
@@ -249,47 +179,74 @@ class Served:
 
 
 def load(bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> Served:
-    """Wires a verified bundle together and encodes one history, to see that its parts fit.
+    """Wires a verified bundle together and runs its graphs once, to see that its parts fit.
 
     Args:
         bundle: what to serve.
         threads: cores that one batch may use.
-        device: `cpu` or `cuda`, for the encoder.
+        device: `cpu` or `cuda`, for the graphs.
 
     Raises:
-        BundleError: a file is unreadable, or the graph and the item vectors have different widths.
+        BundleError: a file is unreadable, or the parts do not fit each other.
     """
     # NumPy's BLAS takes every core of the machine by default, whatever `threads` says, and the products of one search
     # are too small to share: with two threads an exact search of 32 queries took eight times as long as with one.
     threadpool_limits(1, user_api="blas")
-    catalog, vectors = bundle.catalog, bundle.item_vectors
-    graph = bundle.manifest.graphs["encoder"]
-    encoder = OnnxEncoder(
-        bundle.path / graph.file,
-        names=graph.inputs,
-        length=bundle.manifest.window,
-        tables=Tables({ITEM_TABLE: vectors}),
-        threads=threads,
-        device=device,
+    engine, trie = Engine.load(bundle, threads=threads, device=device), None
+    if engine.decoder is not None and bundle.codes is not None:
+        trie = _trie(bundle.path / TRIE, bundle.codes)
+    index = load_index(bundle.path / INDEX, bundle.item_vectors, bundle.manifest.index, threads=threads)
+    return compose(
+        bundle, engine, bundle.catalog, index, codes=bundle.codes, trie=trie, text_vectors=bundle.text_vectors
     )
-    width = encoder.encode([Request(History.of_rows([1]))]).shape[-1]
-    if width != vectors.shape[1]:
-        raise BundleForeign(
-            f"{graph.file} makes query embeddings of width {width}, the item vectors have {vectors.shape[1]}; "
-            "they come from different trainings, export the bundle again"
-        )
-    index = load_index(bundle.path / INDEX, vectors, bundle.manifest.index, threads=threads)
+
+
+def compose(
+    bundle: Bundle,
+    engine: Engine,
+    catalog: Catalog,
+    index: CandidateIndex,
+    *,
+    codes: CodeTable | None = None,
+    trie: ConstraintTrie | None = None,
+    text_vectors: FloatArray | None = None,
+    edition: int = 0,
+) -> Served:
+    """Everything that answers from an engine over some catalog; the arguments are those of `Served`."""
     popular = Popular(catalog)
-    dense = Dense(encoder, index)
-    composed = Composed(dense, popular)
+    dense = None if engine.encoder is None else Dense(engine.encoder, index, trained=catalog.trained)
+    simpler = Composed(popular) if dense is None else Composed(dense, popular)
+    generative, recommender = None, simpler
+    if engine.decoder is not None and engine.generation is not None and trie is not None:
+        decoder = engine.decoder.with_tables(tables(index.vectors, text_vectors, codes))
+        generative = Generative(decoder, trie, engine.generation)
+        recommender = Composed(generative, simpler)
+        if engine.generation.candidates == HYBRID:
+            if dense is None:
+                raise BundleForeign("the manifest asks for hybrid candidates and the bundle has no encoder; add one")
+            recommender = Composed(Hybrid(generative, dense), popular)
     return Served(
         bundle=bundle,
+        engine=engine,
         catalog=catalog,
         filters=Filters(catalog),
-        recommender=composed,
+        recommender=recommender,
         popular=popular,
-        similar=Similar(vectors),
+        similar=Similar(index.vectors),
         index=index,
-        dense=composed,
-        rankers=(dense,),
+        dense=simpler,
+        rankers=tuple(ranker for ranker in (generative, dense) if ranker is not None),
+        generative=generative,
+        codes=codes,
+        text_vectors=text_vectors,
+        edition=edition,
     )
+
+
+def _trie(path: Path, codes: CodeTable) -> ConstraintTrie:
+    """The trie, after it was found to be that of the codes."""
+    trie = ConstraintTrie.load(path)
+    fits = trie.vocabulary == codes.vocabulary and trie.size == len(codes) + 1 and len(trie) == codes.coded.sum()
+    if not fits or not np.array_equal(codes.codes[trie.rows], trie.codes):
+        raise BundleForeign(f"{path.name} was made from other codes than the bundle holds; export it again")
+    return trie

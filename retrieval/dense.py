@@ -1,0 +1,100 @@
+"""What item vectors answer: `Dense` for a history, `Similar` for an item."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from retrieval.encoder import SequenceEncoder
+from retrieval.errors import EmptyHistory
+from retrieval.filters import Eligible
+from retrieval.index import CandidateIndex, ExactIndex, scored
+from retrieval.inputs import Request
+from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Stage
+from retrieval.sequences import FloatArray, IntArray
+
+EVERY_ROW = np.iinfo(np.int64).max
+
+
+class Dense:
+    """Encodes all histories of a batch in one run and retrieves by inner product.
+
+    A query embedding that is not finite (a model met an input it cannot digest) retrieves nothing, so that one request
+    does not take the others of its batch down.
+
+    Args:
+        encoder: reads the histories.
+        index: holds the vectors that are searched.
+        trained: the last row that the encoder knows; events with later ones are left out of histories.
+    """
+
+    name = "dense"
+
+    def __init__(self, encoder: SequenceEncoder, index: CandidateIndex, *, trained: int = EVERY_ROW) -> None:
+        self._encoder = encoder
+        self._index = index
+        self._trained = trained
+
+    def reads(self, request: Request, /) -> bool:
+        """See `Recommender`."""
+        return bool((request.history.rows <= self._trained).any())
+
+    def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
+        """See `Recommender`."""
+        if not queries:
+            return []
+        with stage("encode"):
+            embeddings = self._encode([query.request for query in queries])
+        with stage("retrieve"):
+            finite = np.isfinite(embeddings).reshape(len(queries), -1).all(axis=1)
+            groups: dict[Eligible, list[int]] = {}
+            for b in np.flatnonzero(finite).tolist():
+                groups.setdefault(queries[b].eligible, []).append(b)
+            answers = [NOTHING] * len(queries)
+            for eligible, members in groups.items():
+                k = np.array([queries[b].k for b in members], dtype=np.int64)
+                exclude = [queries[b].exclude for b in members]
+                found = self._index.search(embeddings[members], k, eligible, exclude)
+                for b, (rows, scores) in zip(members, found, strict=True):
+                    answers[b] = Answer.of(rows, scores, "retrieval")
+        return answers
+
+    def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
+        """See `Ranker`: inner products."""
+        if not requests:
+            return []
+        scores = []
+        vectors = self._index.vectors
+        for query, wanted in zip(self._encode(requests), rows, strict=True):
+            own = scored(vectors, wanted, query if query.ndim == 2 else query[None])
+            own[~vectors[wanted].any(axis=1)] = -np.inf
+            scores.append(own)
+        return scores
+
+    def _encode(self, requests: Sequence[Request]) -> FloatArray:
+        """Query embeddings of what the encoder knows of the histories.
+
+        Raises:
+            EmptyHistory: it knows nothing of one.
+        """
+        known = [replace(r, history=r.history.where(r.history.rows <= self._trained)) for r in requests]
+        if not all(len(request.history) for request in known):
+            raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
+        return self._encoder.encode(known)
+
+
+class Similar:
+    """Item to item: the cosine of their vectors."""
+
+    name = "similar"
+
+    def __init__(self, vectors: FloatArray) -> None:
+        lengths = np.sqrt(np.vecdot(vectors, vectors))[:, None]
+        self._directions = np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+        self._index = ExactIndex(self._directions)
+
+    def similar(self, row: int, k: int, eligible: Eligible, exclude: IntArray) -> Answer:
+        """The `k` items whose vectors point most nearly where that of `row` does; never `row` itself."""
+        query = self._directions[row][None]
+        ((rows, scores),) = self._index.search(query, np.array([k]), eligible, [np.append(exclude, row)])
+        return Answer.of(rows, scores, "similar")
