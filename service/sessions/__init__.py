@@ -1,4 +1,4 @@
-"""Where users' histories live between two requests.
+"""Where users' histories live between two requests, and what callers said of items.
 
 One protocol, three stores: `memory` for tests and floors, `sqlite` embedded and durable, `redis` shared by replicas.
 They differ in where the bytes are and in nothing else; `tests/contracts/test_sessions.py` holds all three to it.
@@ -10,6 +10,9 @@ The rules of a history, the same everywhere:
 - An `event_id` already seen for that user is a `duplicate`: as long as its event is kept, and for at least
   `dedup_ttl_s` after it arrived.
 - A user without an accepted event for `ttl_s` is forgotten.
+
+The rules of items, the same everywhere: of each item the latest word is kept, for good, under a version number that
+grows with every change; attributes that are left out of a change stay as they were said before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,8 +55,23 @@ class AppendResult:
     history: list[StoredEvent]
 
 
+class ItemChange(NamedTuple):
+    """What a caller said of an item: whether it may be shown, and its attributes. None: those said before, if any."""
+
+    item_id: str
+    available: bool
+    attributes: Mapping[str, Any] | None = None
+
+
+class ItemChanges(NamedTuple):
+    """The latest change of each item that changed, oldest first, and the store's version with the last of them."""
+
+    version: int
+    changes: list[ItemChange]
+
+
 class SessionStore(Protocol):
-    """Histories by user id.
+    """Histories by user id, and changes of items.
 
     Every call may raise `StoreUnavailable`, within the store's `timeout_s`. Cancelling a call is always safe: it
     disturbs no other call, and an append not yet under way is not made.
@@ -90,6 +108,16 @@ class SessionStore(Protocol):
 
     async def erase(self, user_id: str) -> bool:
         """Forget a user, de-duplication included. True when there was something to forget."""
+
+    async def change_item(self, change: ItemChange) -> int:
+        """Keep a change; the version that came of it, which is above every other.
+
+        Raises:
+            InvalidRequest: attributes that are not JSON.
+        """
+
+    async def item_changes(self, since: int = 0) -> ItemChanges:
+        """What changed after version `since`; cheap where nothing did."""
 
     async def ping(self) -> None:
         """Return when the store can serve; raise `StoreUnavailable` with the reason when it cannot."""

@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 1
-_SCHEMA = f"""
+# Step n leads from schema version n to n + 1; a file is taken through those that it has not seen.
+_STEPS = (
+    """
 CREATE TABLE users (
     user_key INTEGER PRIMARY KEY,
     user_id TEXT NOT NULL UNIQUE,
@@ -42,9 +43,18 @@ CREATE TABLE trimmed_ids ( -- event ids whose events have left a full history
     event_id TEXT NOT NULL,
     expires_at REAL NOT NULL,
     PRIMARY KEY (user_key, event_id)
-) WITHOUT ROWID;
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+) WITHOUT ROWID
+""",
+    """
+CREATE TABLE items (
+    item_id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL UNIQUE,
+    available INTEGER NOT NULL,
+    attributes BLOB -- JSON, or NULL where nothing was said of them
+) WITHOUT ROWID
+""",
+)
+SCHEMA_VERSION = len(_STEPS)
 
 _REMEDIES = {
     "SQLITE_BUSY": "another process has held its write lock for too long; end that process, or use redis://",
@@ -168,16 +178,16 @@ class Database:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA secure_delete = ON")  # erased is overwritten, not only unlinked
         db.execute("PRAGMA journal_size_limit = 16777216")  # bytes; a burst must not leave a large log behind
-        if self._version(db) == 0:
+        if self._version(db) < SCHEMA_VERSION:
             db.execute("BEGIN IMMEDIATE")
-            if self._version(db) == 0:  # nobody else was faster
-                # Only under the lock: before it, another process may make our tables between two looks.
-                if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                    raise StoreFailure(
-                        f"{self._path} holds tables of something else; point SEQUITUR_STORE to another file"
-                    )
-                for statement in _SCHEMA.split(";")[:-1]:
+            # Only under the lock: before it, another process may make our tables between two looks.
+            version = self._version(db)
+            if version == 0 and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                raise StoreFailure(f"{self._path} holds tables of something else; point SEQUITUR_STORE to another file")
+            for step in _STEPS[version:]:
+                for statement in step.split(";"):
                     db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
 
     def _version(self, db: sqlite3.Connection) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import StoreUnavailable
-from service.sessions import AppendResult, StoredEvent
+from service.sessions import AppendResult, ItemChange, ItemChanges, StoredEvent
 from service.sessions.history import merge
-from service.sessions.payload import check, check_user_id
+from service.sessions.payload import check, check_user_id, encode_attributes
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,9 @@ class MemorySessionStore:
         self._clock = clock
         self._max_users = max_users
         self._users: OrderedDict[str, _User] = OrderedDict()  # least recently used first
+        self._items: dict[str, ItemChange] = {}  # least recently changed first
+        self._versions: dict[str, int] = {}
+        self._version = 0
         self._is_closed = False
 
     async def open(self) -> None:
@@ -48,6 +51,7 @@ class MemorySessionStore:
     async def close(self) -> None:
         self._is_closed = True
         self._users.clear()
+        self._items.clear()
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> AppendResult:
         return (await self.append_many({user_id: events}))[user_id]
@@ -71,6 +75,22 @@ class MemorySessionStore:
         was_there = self._live(check_user_id(user_id)) is not None
         self._users.pop(user_id, None)
         return was_there
+
+    async def change_item(self, change: ItemChange) -> int:
+        self._refuse_when_closed("change_item")
+        encode_attributes(change)
+        before = self._items.pop(change.item_id, None)
+        if change.attributes is None and before is not None:
+            change = change._replace(attributes=before.attributes)
+        self._items[change.item_id] = change
+        self._version += 1
+        self._versions[change.item_id] = self._version
+        return self._version
+
+    async def item_changes(self, since: int = 0) -> ItemChanges:
+        self._refuse_when_closed("item_changes")
+        changes = [change for change in self._items.values() if self._versions[change.item_id] > since]
+        return ItemChanges(self._version, changes)
 
     async def ping(self) -> None:
         self._refuse_when_closed("ping")

@@ -1,4 +1,4 @@
-"""An event as bytes, the same in SQLite and in Redis.
+"""An event as bytes, the same in SQLite and in Redis; so with the attributes of an item.
 
 A payload is a JSON array: item id, event type, value, recommendation id, context; what is absent at the end is left
 out. Timestamp and event id travel beside it, because the stores order and de-duplicate by them.
@@ -6,13 +6,14 @@ out. Timestamp and event id travel beside it, because the stores order and de-du
 Encoding is strict so that decoding cannot fail: a history that cannot be read back would poison its user for good.
 """
 
+import json
 from collections.abc import Iterable
 from math import isfinite
 
 import orjson
 
 from service.errors import InvalidRequest
-from service.sessions import StoredEvent
+from service.sessions import ItemChange, StoredEvent
 
 
 def encode(event: StoredEvent) -> bytes:
@@ -56,6 +57,26 @@ def check_user_id(user_id: str) -> str:
     except UnicodeEncodeError as error:
         raise _refused("user_id", f"{user_id!r} is not valid Unicode text: {error.reason}") from error
     return user_id
+
+
+def encode_attributes(change: ItemChange) -> bytes | None:
+    """The attributes of an item as one JSON object; None where the change says nothing of them.
+
+    Raises:
+        InvalidRequest: a number that is not finite, an id that is not text, or something JSON cannot hold.
+    """
+    try:
+        change.item_id.encode()
+        if change.attributes is None:
+            return None
+        return json.dumps(dict(change.attributes), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise _refused("attributes", f"item {change.item_id!r} cannot be kept as JSON: {error}") from error
+
+
+def decode_item(item_id: str, available: bool, attributes: bytes | None) -> ItemChange:
+    """The change of which `encode_attributes` was given the attributes."""
+    return ItemChange(item_id, available, orjson.loads(attributes) if attributes else None)
 
 
 def check(user_id: str, events: Iterable[StoredEvent]) -> None:

@@ -2,7 +2,8 @@
 
 Per user there is a list of events, oldest first, and a sorted set of the event ids that have left it. Both carry the
 user id as their hash tag and so live in one cluster slot. An append is one script and so one atomic round trip; calls
-that wait together share a pipeline.
+that wait together share a pipeline. Changes of items are one hash, ordered by a sorted set of their versions; they
+are small, rare, and never expire.
 
 A call never owns the connection, it only waits for its reply (see `coalescing`): a caller that is cancelled or runs
 out of time leaves no reply behind for the next one. Nothing is retried here, because an append whose reply was lost
@@ -20,9 +21,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.errors import ConfigurationError, StoreUnavailable
-from service.sessions import AppendResult, Outcome, StoredEvent
+from service.sessions import AppendResult, ItemChange, ItemChanges, Outcome, StoredEvent
 from service.sessions.coalescing import Coalescer, StoreFailure
-from service.sessions.payload import check_user_id, decode, encode
+from service.sessions.payload import check_user_id, decode, decode_item, encode, encode_attributes
 
 Command = tuple[str | bytes | int, ...]
 
@@ -112,6 +113,25 @@ if ARGV[4] == '1' then
 end
 return {table.concat(outcomes), kept}
 """
+# KEYS: the last version, item id -> `1` or `0` and its attributes, item ids by version.
+ITEM_KEYS = ("{sequitur:}:version", "{sequitur:}:items", "{sequitur:}:versions")
+CHANGE_ITEM = """
+local attributes = ARGV[3]
+if attributes == '' then attributes = string.sub(redis.call('HGET', KEYS[2], ARGV[1]) or '', 2) end
+local version = redis.call('INCR', KEYS[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. attributes)
+redis.call('ZADD', KEYS[3], version, ARGV[1])
+return version
+"""
+ITEM_CHANGES = """
+local changed = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. ARGV[1], '+inf')
+local out = {tonumber(redis.call('GET', KEYS[1]) or 0)}
+for _, id in ipairs(changed) do
+  out[#out + 1] = id
+  out[#out + 1] = redis.call('HGET', KEYS[2], id)
+end
+return out
+"""
 APPEND_SHA = sha1(APPEND, usedforsecurity=False).hexdigest()
 _OUTCOMES: Mapping[int, Outcome] = {ord("a"): "accepted", ord("d"): "duplicate", ord("o"): "too_old"}
 
@@ -122,7 +142,7 @@ _REMEDIES = {
     "BusyLoadingError": "it is still loading its data; wait",
     "MISCONF": "it cannot write its own disk and refuses changes; free space there",
     "AuthenticationError": "it wants another password; write redis://user:password@host:port/db",
-    "NoPermissionError": "its user may not run this; allow EVALSHA, SCRIPT, LRANGE, UNLINK and PING on {sequitur:*",
+    "NoPermissionError": "its user may not run this; allow @read, @write, @scripting and PING on {sequitur:*",
     "LAYOUT": "a newer version of the service has written here; upgrade this one, or use another database",
     "WRONGTYPE": "a key under {sequitur: belongs to something else; use another database number",
     "MovedError": "it is a cluster, which is not yet supported; use a single primary",
@@ -185,6 +205,20 @@ class RedisSessionStore:
     async def erase(self, user_id: str) -> bool:
         (removed,) = await self._calls.call([("UNLINK", *keys(user_id))], operation="erase")
         return bool(removed)
+
+    async def change_item(self, change: ItemChange) -> int:
+        attributes = encode_attributes(change) or b""
+        command: Command = ("EVAL", CHANGE_ITEM, 3, *ITEM_KEYS, change.item_id, int(change.available), attributes)
+        (version,) = await self._calls.call([command], operation="change_item")
+        return int(version)
+
+    async def item_changes(self, since: int = 0) -> ItemChanges:
+        command: Command = ("EVAL", ITEM_CHANGES, 3, *ITEM_KEYS, since)
+        ((version, *found),) = await self._calls.call([command], operation="item_changes")
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return ItemChanges(
+            int(version), [decode_item(item_id.decode(), kept[:1] == b"1", kept[1:]) for item_id, kept in pairs]
+        )
 
     async def ping(self) -> None:
         await self._calls.call([("PING",)], operation="ping")

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from service.sessions import AppendResult, StoredEvent
+from service.sessions import AppendResult, ItemChange, ItemChanges, StoredEvent
 from service.sessions.database import Database
 from service.sessions.history import merge
-from service.sessions.payload import check_user_id, decode, encode
+from service.sessions.payload import check_user_id, decode, decode_item, encode, encode_attributes
 
 PURGE_EVERY_S = 1.0
 PURGE_USERS = 64  # looked at per purge: 5 million users a day, and never more than some 10 ms inside a transaction
@@ -90,6 +90,13 @@ class SqliteSessionStore:
         if was_there:
             await self._writer.fold()  # erased means gone from the log, too
         return was_there
+
+    async def change_item(self, change: ItemChange) -> int:
+        work = partial(_change_item, change, encode_attributes(change))
+        return await self._writer.call(work, operation="change_item")
+
+    async def item_changes(self, since: int = 0) -> ItemChanges:
+        return await self._reader.call(partial(_item_changes, since), operation="item_changes")
 
     async def ping(self) -> None:
         await self._reader.call(_count_tables, operation="ping")
@@ -185,6 +192,24 @@ def _was_trimmed(db: sqlite3.Connection, user_key: int | None, now: float, event
 def _forget(db: sqlite3.Connection, user_key: int) -> None:
     for table in ("events", "trimmed_ids", "users"):
         db.execute(f"DELETE FROM {table} WHERE user_key = ?", (user_key,))
+
+
+def _change_item(change: ItemChange, attributes: bytes | None, db: sqlite3.Connection) -> int:
+    changed = db.execute(
+        "INSERT INTO items VALUES (?, (SELECT coalesce(max(version), 0) + 1 FROM items), ?, ?)"
+        " ON CONFLICT (item_id) DO UPDATE SET version = excluded.version, available = excluded.available,"
+        " attributes = coalesce(excluded.attributes, attributes) RETURNING version",
+        (change.item_id, change.available, attributes),
+    )
+    return int(changed.fetchone()[0])
+
+
+def _item_changes(since: int, db: sqlite3.Connection) -> ItemChanges:
+    version = db.execute("SELECT coalesce(max(version), 0) FROM items").fetchone()[0]
+    found = db.execute(
+        "SELECT item_id, available, attributes FROM items WHERE version > ? ORDER BY version", (since,)
+    ).fetchall()
+    return ItemChanges(version, [decode_item(item_id, bool(shown), known) for item_id, shown, known in found])
 
 
 def _count_tables(db: sqlite3.Connection) -> int:

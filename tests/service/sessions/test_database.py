@@ -27,8 +27,22 @@ def test_a_file_with_a_newer_schema_is_refused_and_left_alone(tmp_path):
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     db.close()
-    with pytest.raises(StoreUnavailable, match=r"schema version 2, newer than this service \(1\); upgrade"):
+    with pytest.raises(StoreUnavailable, match=r"schema version 3, newer than this service \(2\); upgrade"):
         opened(path)
+
+
+def test_a_file_of_an_older_schema_is_taken_along_with_what_it_holds(tmp_path):
+    path = tmp_path / "sessions.db"
+    opened(path)
+    db = sqlite3.connect(path)
+    db.executescript("INSERT INTO users VALUES (1, 'anna', 9e9); DROP TABLE items; PRAGMA user_version = 1")
+    db.close()
+    opened(path)
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT user_id FROM users").fetchall() == [("anna",)]
+    assert db.execute("SELECT count(*) FROM items").fetchone() == (0,)
+    assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    db.close()
 
 
 def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
