@@ -83,6 +83,9 @@ class NoIndex:
 
     name = "none"
 
+    def __init__(self, vectors: FloatArray) -> None:
+        self.vectors = vectors
+
     def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
         """As many rows as a real index would give."""
         lengths = [min(int(k[b]), eligible.count - len(exclude[b])) for b in range(len(queries))]
@@ -114,7 +117,7 @@ class Whole:
     def served(self, *, encodes: bool, retrieves: bool) -> Served:
         """The bundle with its own encoder and index, or with ones that do nothing."""
         encoder = self.encoder if encodes else NoEncoder(self._served.bundle.item_vectors.shape[1])
-        index: CandidateIndex = self._served.index if retrieves else NoIndex()
+        index: CandidateIndex = self._served.index if retrieves else NoIndex(self._served.index.vectors)
         return replace(self._served, recommender=Composed(Dense(encoder, index), self._served.popular), index=index)
 
     @asynccontextmanager
@@ -313,12 +316,12 @@ async def batching(effort: Effort) -> Figures:
     def answer(queries: Sequence[Query], _stage: Stage) -> list[Answer]:
         return [nothing] * len(queries)
 
-    batcher = MicroBatcher(answer, max_batch=64, queue_limit=256, wait_s=0.0, clock=time.perf_counter)
+    batcher = MicroBatcher(max_batch=64, queue_limit=256, wait_s=0.0, clock=time.perf_counter)
     batcher.start()
 
     async def together(count: int) -> None:
         deadline = time.perf_counter() + 60
-        await asyncio.gather(*(batcher.submit(query, deadline=deadline) for _ in range(count)))
+        await asyncio.gather(*(batcher.submit(query, answer, deadline=deadline) for _ in range(count)))
 
     try:
         figures = await in_turns({f"batcher, {n} at once": partial(together, n) for n in (1, 32)}, effort)

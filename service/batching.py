@@ -1,4 +1,4 @@
-"""The micro-batcher: many callers, one worker thread, one run of the recommender for all who are waiting.
+"""The micro-batcher: many callers, one worker thread, one run of the model for all who are waiting.
 
 It owes three things. It is **bounded**: a full queue refuses. It **always resolves**: every waiter gets a result, an
 error or its own cancellation, also when the worker fails and at shutdown. It **skips the abandoned**: who was cancelled
@@ -6,6 +6,12 @@ or is out of time is dropped while the batch is built, before anything is comput
 
 One task owns the queue; the others only append to it, all on the event loop, so there are no locks. A batch leaves when
 the worker is free: under load batches grow by themselves, and an idle service adds no waiting.
+
+A batch is no larger than what its most urgent caller has time for, going by what recent batches took: a generator,
+whose work grows with every request in it, would otherwise be late for all of them at once.
+
+Each caller says what is to be run: the recommender of the edition that its request holds, or a ranking. Those who want
+the same travel together.
 """
 
 import asyncio
@@ -14,29 +20,33 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
-from retrieval.recommenders import Answer, Query, Stage
+from retrieval.recommenders import Stage
 from service import metrics
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.timing import Timings
 
 _log = logging.getLogger(__name__)
 
-Recommend = Callable[[Sequence[Query], Stage], list[Answer]]
+Q = TypeVar("Q")
+A = TypeVar("A")
+PACE_MEMORY = 0.8  # how much of what earlier batches took is remembered in the pace after another one
+Run = Callable[[Sequence[Q], Stage], Sequence[A]]  # in the worker thread; one answer per question, in order
 
 
 @dataclass(frozen=True, slots=True)
-class Batched:
+class Batched(Generic[A]):
     """An answer, and what it cost.
 
     Attributes:
-        answer: of the recommender.
+        answer: of the model.
         queue_s: from arrival to the start of its batch.
         stages_s: seconds by stage, of the whole batch: everybody in it waited for all of it.
         batch_size: how many travelled together.
     """
 
-    answer: Answer
+    answer: A
     queue_s: float
     stages_s: Mapping[str, float]
     batch_size: int
@@ -44,10 +54,11 @@ class Batched:
 
 @dataclass(slots=True)
 class _Entry:
-    query: Query
+    question: Any
+    run: Run[Any, Any]
     deadline: float  # on the batcher's clock
     arrived: float
-    waiter: asyncio.Future[Batched]
+    waiter: asyncio.Future[Batched[Any]]
     is_dispatched: bool = field(default=False)
 
 
@@ -55,26 +66,27 @@ class MicroBatcher:
     """See the module.
 
     Args:
-        recommend: runs in the worker thread; one answer per query, in order.
-        max_batch: most queries of one run.
-        queue_limit: most queries that may wait.
-        wait_s: how long the oldest query may wait for others while the worker is free.
+        max_batch: most questions of one run.
+        queue_limit: most questions that may wait.
+        wait_s: how long the oldest question may wait for others while the worker is free.
         clock: seconds from some fixed moment.
+        pool: its name in metrics.
     """
 
     def __init__(
-        self, recommend: Recommend, *, max_batch: int, queue_limit: int, wait_s: float, clock: Callable[[], float]
+        self, *, max_batch: int, queue_limit: int, wait_s: float, clock: Callable[[], float], pool: str = "encoder"
     ) -> None:
-        self._recommend = recommend
         self._max_batch = max_batch
         self._queue_limit = queue_limit
         self._wait_s = wait_s
         self._clock = clock
+        self._depth = metrics.QUEUE_DEPTH.labels(pool)
         self._queue: deque[_Entry] = deque()
         self._arrival = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="recommender")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=pool)
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._each_s = 0.0  # what one question took lately, in company
 
     @property
     def is_alive(self) -> bool:
@@ -85,18 +97,19 @@ class MicroBatcher:
         """Begins to serve; call it on the event loop."""
         self._owner = asyncio.create_task(self._own(), name="micro-batcher")
 
-    async def submit(self, query: Query, *, deadline: float) -> Batched:
-        """The answer to one query.
+    async def submit(self, question: Q, run: Run[Q, A], *, deadline: float) -> Batched[A]:
+        """The answer to one question.
 
         Args:
-            query: what to recommend.
+            question: what to work on.
+            run: what works on it, with everybody else's who wants the same.
             deadline: on the batcher's clock, after which nobody wants the answer any more.
 
         Raises:
             Overloaded: the queue is full, or the service shuts down.
             NotReady: nobody serves the queue.
             DeadlineExceeded: the deadline came first.
-            Exception: what the recommender raised for this query.
+            Exception: what `run` raised for this question.
         """
         if self._is_closing:
             metrics.SHED.labels("shutdown").inc()
@@ -107,9 +120,9 @@ class MicroBatcher:
             metrics.SHED.labels("queue_full").inc()
             raise Overloaded(f"{self._queue_limit} requests are waiting for the model already", reason="queue_full")
         now = self._clock()
-        entry = _Entry(query, deadline, now, asyncio.get_running_loop().create_future())
+        entry = _Entry(question, run, deadline, now, asyncio.get_running_loop().create_future())
         self._queue.append(entry)
-        metrics.QUEUE_DEPTH.set(len(self._queue))
+        self._depth.set(len(self._queue))
         self._arrival.set()
         try:
             async with asyncio.timeout(max(0.0, deadline - now)):
@@ -165,9 +178,11 @@ class MicroBatcher:
         return "full"
 
     def _next_batch(self) -> list[_Entry]:
-        """The oldest waiters that still want an answer."""
+        """The oldest waiter that still wants an answer, and those after it who want the same run."""
         batch: list[_Entry] = []
+        others: list[_Entry] = []
         now = self._clock()
+        until = float("inf")  # the most urgent deadline of the batch
         while self._queue and len(batch) < self._max_batch:
             entry = self._queue.popleft()
             if entry.waiter.done():  # its caller was cancelled or gave up
@@ -175,23 +190,30 @@ class MicroBatcher:
             elif entry.deadline <= now:
                 metrics.SHED.labels("late").inc()
                 entry.waiter.set_exception(DeadlineExceeded("queue"))
+            elif batch and (entry.run != batch[0].run or now + (len(batch) + 1) * self._each_s > until):
+                others.append(entry)
             else:
                 entry.is_dispatched = True
+                until = min(until, entry.deadline)
                 batch.append(entry)
-        metrics.QUEUE_DEPTH.set(len(self._queue))
+        self._queue.extendleft(reversed(others))
+        self._depth.set(len(self._queue))
         return batch
 
     async def _run(self, batch: list[_Entry]) -> None:
         """Carries one batch through the worker and resolves everybody in it."""
         started = self._clock()
         metrics.BATCH_SIZE.observe(len(batch))
-        outcomes: Sequence[tuple[Answer | Exception, Timings]]
+        outcomes: Sequence[tuple[Any, Timings]]
         try:
             loop = asyncio.get_running_loop()
-            outcomes = await loop.run_in_executor(self._worker, self._work, [entry.query for entry in batch])
+            questions = [entry.question for entry in batch]
+            outcomes = await loop.run_in_executor(self._worker, self._work, batch[0].run, questions)
         except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
             _log.exception("the worker thread failed")
             outcomes = [(error, Timings(self._clock))] * len(batch)
+        each_s = (self._clock() - started) / len(batch)
+        self._each_s = PACE_MEMORY * self._each_s + (1 - PACE_MEMORY) * each_s if self._each_s else each_s
         for entry, (outcome, timings) in zip(batch, outcomes, strict=True):
             if entry.waiter.done():
                 continue
@@ -201,16 +223,16 @@ class MicroBatcher:
                 queue_s = started - entry.arrived
                 entry.waiter.set_result(Batched(outcome, queue_s, timings.seconds, len(batch)))
 
-    def _work(self, queries: list[Query]) -> Sequence[tuple[Answer | Exception, Timings]]:
+    def _work(self, run: Run[Any, Any], questions: list[Any]) -> Sequence[tuple[Any, Timings]]:
         """In the worker thread: everybody together and, where that fails, each alone, so that one does not harm all."""
         timings = Timings(self._clock)
         try:
-            answers = self._recommend(queries, timings)
-            if len(answers) != len(queries):
-                raise RuntimeError(f"the recommender gave {len(answers)} answers to {len(queries)} queries")
+            answers = run(questions, timings)
+            if len(answers) != len(questions):
+                raise RuntimeError(f"the model gave {len(answers)} answers to {len(questions)} questions")
         except BaseException as error:
-            if len(queries) > 1:
-                return [outcome for query in queries for outcome in self._work([query])]
+            if len(questions) > 1:
+                return [outcome for question in questions for outcome in self._work(run, [question])]
             if isinstance(error, Exception):
                 return [(error, timings)]
             return [(RuntimeError(f"the recommender's worker was stopped by {type(error).__name__}"), timings)]

@@ -22,6 +22,7 @@ from service.settings import Settings
 _log = logging.getLogger(__name__)
 
 SCOPES = ("read", "write", "metrics")
+LONG_QUESTIONS = ("/v1/recommendations", "/v1/rankings")  # a POST because they are long; they change nothing
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/livez", "/readyz", "/favicon.ico")
 
 
@@ -31,8 +32,7 @@ def needed_scope(method: str, path: str) -> str | None:
         return None
     if path == "/metrics":
         return "metrics"
-    # Asking for recommendations is a POST because its question is long; it changes nothing.
-    return "read" if method in ("GET", "HEAD") or path == "/v1/recommendations" else "write"
+    return "read" if method in ("GET", "HEAD") or path in LONG_QUESTIONS else "write"
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,12 +44,20 @@ REQUEST_BUCKETS = (*geometric(0.1 / 1.4**16, 0.5, 1.4), 1.0, 2.5, 5.0, 10.0)
 STAGE_BUCKETS = (*geometric(0.00005, 0.5, 1.5), 1.0, 2.5)
 COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-STAGES = ("state", "queue", "encode", "retrieve", "filter", "rank", "respond")
-DEGRADED_REASONS = ("store_unavailable", "no_history", "deadline", "encoder_failed")
+STAGES = ("state", "queue", "prefill", "decode", "beam", "encode", "retrieve", "merge", "filter", "rank", "respond")
+DEGRADED_REASONS = (
+    "store_unavailable",
+    "no_history",
+    "generator_late",
+    "generator_failed",
+    "deadline",
+    "encoder_failed",
+)
+POOLS = ("generator", "encoder")
 SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
-STORE_OPERATIONS = ("open", "append", "history", "erase", "ping")
+STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes")
 
 REQUESTS = Counter("sequitur_requests", "Requests answered.", ["route", "method", "code"], registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
@@ -71,7 +79,11 @@ BATCH_SIZE = Histogram(
 )
 DISPATCH = Counter("sequitur_dispatch", "Batches sent to the model, by what sent them.", ["reason"], registry=REGISTRY)
 QUEUE_DEPTH = Gauge(
-    "sequitur_queue_depth", "Requests waiting for the model.", multiprocess_mode="livesum", registry=REGISTRY
+    "sequitur_queue_depth",
+    "Requests waiting for the model.",
+    ["pool"],
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
 )
 SHED = Counter("sequitur_shed", "Requests dropped before the model worked on them.", ["reason"], registry=REGISTRY)
 DEADLINE_EXCEEDED = Counter(
@@ -120,6 +132,18 @@ CANDIDATES = Histogram(
     buckets=(0, *geometric(1, 1e7, 4)),
     registry=REGISTRY,
 )
+GENERATED_LISTS = Counter(
+    "sequitur_generated_lists",
+    "Recommendations that a generator wrote, by whether they are proven to be the best of all.",
+    ["exact"],
+    registry=REGISTRY,
+)
+EDITION = Gauge(
+    "sequitur_edition",
+    "How often the catalogue has changed since its bundle was loaded.",
+    multiprocess_mode="livemin",
+    registry=REGISTRY,
+)
 READY = Gauge("sequitur_ready", "1 when a bundle is loaded and warm.", multiprocess_mode="livemin", registry=REGISTRY)
 
 # A series that appears only with its first increase hides that increase from rate(): start them all at nought.
@@ -133,6 +157,8 @@ for _metric, _values in (
     (STORE_ERRORS, STORE_OPERATIONS),
     (SWAPS, ("ok", "failed")),
     (ATTRIBUTED_CLICKS, ("default",)),
+    (GENERATED_LISTS, ("true", "false")),
+    (QUEUE_DEPTH, POOLS),
 ):
     for _value in _values:
         _metric.labels(_value)

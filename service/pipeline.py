@@ -1,85 +1,103 @@
-"""The story of one recommendation, from a validated body to an answer.
+"""The story of one request, from a validated body to an answer.
 
-Read `Pipeline.recommend` from top to bottom. The `except` clauses of this file are the degradation policy: whatever
-can be answered by something simpler is, and says so; only overload, a filter that cannot mean anything and a deadline
-with nothing to show are errors.
+Read `Pipeline.recommend` from top to bottom. Whatever can be answered by something simpler is, and says so (see
+`ladder`); only overload, a filter that cannot mean anything and a deadline with nothing to show are errors.
 """
 
 import asyncio
-import logging
+import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from retrieval.errors import EmptyHistory
-from retrieval.filters import AttributeRule, Eligible, Filter
+from retrieval.filters import Filter
 from retrieval.inputs import Request
-from retrieval.recommenders import Answer, Query, Served
-from retrieval.sequences import EMPTY, History, IntArray
+from retrieval.recommenders import Answer, Query, Ranker, Served, Stage
+from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, IntArray
 from service import metrics
-from service.batching import MicroBatcher
-from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, StoreUnavailable, code_of
+from service.batching import MicroBatcher, Run
+from service.errors import DeadlineExceeded
+from service.ladder import Call, InTime, Rung, climb_down
 from service.permits import Permits
+from service.questions import VARIANT, Questions, filter_of, joined, request_of, rows_of
 from service.schemas import (
-    DEFAULT_EVENT_TYPE,
-    FilterRequest,
-    HistoryEvent,
+    RankedItem,
+    RankingAnswer,
+    RankingRequest,
     RecommendationAnswer,
     RecommendationRequest,
     RecommendedItem,
     ServedModel,
     SimilarAnswer,
-    check_times,
 )
-from service.sessions import SessionStore, StoredEvent
-from service.settings import RESERVE_SHARE, STORE_SHARE
+from service.settings import GENERATIVE_SHARE, RESERVE_SHARE
 from service.timing import Timings
 
-_log = logging.getLogger(__name__)
+Q = TypeVar("Q")
+A = TypeVar("A")
+GENERATED = "generated"
+RETRIEVED = "retrieval"
 
-VARIANT = "default"
-Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Rows to be put in order for a request; PAD_ROW stands for unknown items."""
+
+    request: Request
+    rows: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What candidates are worth, -inf where nothing is known of one, and what says so."""
+
+    scores: FloatArray
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A ranker at work on a batch of candidate lists. Equal to another one where the ranker is the same."""
+
+    ranker: Ranker
+    source: str
+
+    def __call__(self, questions: Sequence[Candidates], stage: Stage) -> list[Scored]:
+        """Scores for each list."""
+        with stage("rank"):
+            scores = self.ranker.rank([one.request for one in questions], [one.rows for one in questions])
+        return [Scored(own, self.source) for own in scores]
 
 
 class Pipeline:
     """Answers recommendations from one bundle.
 
     Args:
-        served: the bundle, loaded.
-        store: histories by user.
-        batcher: carries queries through `served.recommender`.
+        served: the bundle, loaded; `served` may be replaced by another edition of it at any time, and a request keeps
+            the one that it began with.
+        questions: reads bodies.
+        pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
         permits: shared with everything else that works on requests.
-        deadline_s: for requests that bring none.
-        store_timeout_s: longest wait for the store; a request with a shorter deadline waits `STORE_SHARE` of that.
         clock: seconds from some fixed moment; deadlines and timings.
-        now: seconds since 1970; what a model calls the time of a request.
     """
 
     def __init__(
         self,
         served: Served,
         *,
-        store: SessionStore,
-        batcher: MicroBatcher,
+        questions: Questions,
+        pools: Mapping[str, MicroBatcher],
         permits: Permits,
-        deadline_s: float,
-        store_timeout_s: float,
         clock: Callable[[], float],
-        now: Callable[[], float],
     ) -> None:
         self.served = served
-        self._store = store
-        self._batcher = batcher
+        self._questions = questions
+        self._pools = pools
         self._permits = permits
-        self._deadline_s = deadline_s
-        self._store_timeout_s = store_timeout_s
         self._clock = clock
-        self._now = now
-        manifest = served.bundle.manifest
-        self._event_codes = {name: code for code, name in enumerate(manifest.event_types, start=1)}
-        self._exclude_seen = manifest.exclude_seen
-        self.model: ServedModel = {"name": manifest.model, "bundle": served.bundle.name, "variant": VARIANT}
 
     async def recommend(self, asked: RecommendationRequest, *, arrived: float) -> RecommendationAnswer:
         """Recommendations for one request.
@@ -94,62 +112,90 @@ class Pipeline:
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
-            budget = self._deadline_s if asked.deadline_ms is None else asked.deadline_ms / 1000
-            deadline = arrived + budget
-            timings = Timings(self._clock)
-            degraded: list[str] = []
-            now = self._now()
-            self._check_model(asked.model)
-            check_times(asked.history, now, field="history")
+            served = self.served
+            call = self._questions.call(asked, served, arrived=arrived)
+            timings = call.timings
 
             with timings("filter"):
-                eligible = self.served.filters.eligible(_filter(asked.filter))
+                eligible = served.filters.eligible(filter_of(asked.filter))
 
             with timings("state"):
-                try:
-                    remembered = await self._remembered(asked, budget)
-                except StoreUnavailable as error:
-                    self._degrade("store_unavailable", degraded, error)
-                    metrics.STORE_ERRORS.labels(error.operation).inc()
-                    remembered = []
-                query = self._query(asked, remembered, eligible, now)
+                stored = await self._questions.remembered(asked, call)
+                given = rows_of(asked.history, call)
+                hidden = [served.catalog.rows(asked.filter.exclude_ids)] if asked.filter.exclude_ids else []
+                if served.bundle.manifest.exclude_seen if asked.exclude_seen is None else asked.exclude_seen:
+                    hidden += [stored.rows, given.rows]
+                exclude = joined(hidden)
+                request = request_of(given if asked.history else stored, asked.context, call)
 
-            try:
-                answer = await self._from_model(query, deadline - RESERVE_SHARE * budget, timings)
-            except EmptyHistory:
-                self._degrade("no_history", degraded)
-                answer = None
-            except DeadlineExceeded as error:
-                metrics.DEADLINE_EXCEEDED.labels(error.stage).inc()
-                self._degrade("deadline", degraded)
-                answer = None
-            except Overloaded:
-                raise
-            except Exception as error:
-                _log.exception("the recommender failed; answering from the popular items")
-                self._degrade("encoder_failed", degraded, error)
-                answer = None
+            def query(in_time: InTime) -> Query:
+                return Query(request, asked.k, eligible, exclude, in_time)
 
+            answer = await self._climb_down(call, self._recommenders(served, request), query)
             if answer is None:
-                if self._clock() >= deadline:
-                    metrics.DEADLINE_EXCEEDED.labels("respond").inc()
-                    raise DeadlineExceeded("respond")
-                answer = self.served.popular.recommend([query], timings)[0]
-            elif "retrieval" not in answer.sources and len(answer):
-                # The composition found nothing for a query embedding that was not finite and filled up.
-                self._degrade("encoder_failed", degraded)
+                answer = served.popular.recommend([query(lambda: True)], timings)[0]
 
             with timings("respond"):
-                items = self._items(answer)
-            self._observe(query, answer, timings)
-            return {
+                items = _items(served, answer, explain=asked.explain)
+            metrics.HISTORY_LENGTH.observe(len(request.history))
+            metrics.CANDIDATES.observe(eligible.count)
+            if len(answer) < asked.k:
+                metrics.SHORT_LISTS.inc()
+            _observe(timings)
+            body: RecommendationAnswer = {
                 "recommendation_id": secrets.token_urlsafe(16),
                 "items": items,
                 "next": None,
-                "model": self.model,
-                "degraded": bool(degraded),
-                "degraded_reasons": degraded,
+                "model": _model(served),
+                "degraded": bool(call.reasons),
+                "degraded_reasons": call.reasons,
                 "timings_ms": timings.milliseconds(),
+            }
+            if answer.exact is not None and GENERATED in answer.sources:
+                body["exact"] = answer.exact
+                metrics.GENERATED_LISTS.labels(str(answer.exact).lower()).inc()
+            return body
+
+    async def rank(self, asked: RankingRequest, *, arrived: float) -> RankingAnswer:
+        """The caller's candidates in order, by the numbers that recommendations are scored with.
+
+        Args:
+            asked: the validated body.
+            arrived: on the pipeline's clock, when the request's first byte did.
+
+        Raises:
+            Overloaded: no permit or no room in the queue.
+            InvalidRequest: the request cannot mean anything.
+            DeadlineExceeded: out of time with nothing to show.
+        """
+        with self._permits.hold():
+            served = self.served
+            call = self._questions.call(asked, served, arrived=arrived)
+            with call.timings("state"):
+                stored = EMPTY if asked.history else await self._questions.remembered(asked, call)
+                history = rows_of(asked.history, call) if asked.history else stored
+                request = request_of(history, asked.context, call)
+                rows = served.catalog.rows(asked.candidates)
+
+            rungs = [
+                self._rung(served, ranker, Scoring(ranker, _source(served, ranker)), _is_finite)
+                for ranker in _readers(served, request)
+            ]
+            scored = await self._climb_down(call, rungs, lambda _: Candidates(request, rows))
+            if scored is None:
+                popularity = np.where(rows == PAD_ROW, -np.inf, served.catalog.popularity[rows])
+                scored = Scored(popularity, served.popular.name)
+
+            with call.timings("respond"):
+                items = _ranked(asked.candidates, scored.scores.tolist())
+            _observe(call.timings)
+            return {
+                "items": items,
+                "source": scored.source,
+                "model": _model(served),
+                "degraded": bool(call.reasons),
+                "degraded_reasons": call.reasons,
+                "timings_ms": call.timings.milliseconds(),
             }
 
     async def similar(self, item_id: str, k: int) -> SimilarAnswer:
@@ -160,122 +206,106 @@ class Pipeline:
             UnknownItem: the catalog does not hold it.
         """
         with self._permits.hold():
+            served = self.served
             timings = Timings(self._clock)
-            row = self.served.catalog.row(item_id)
-            eligible = self.served.filters.eligible(Filter())
+            row = served.catalog.row(item_id)
+            eligible = served.filters.eligible(Filter())
             with timings("retrieve"):
-                answer = await asyncio.to_thread(self.served.similar.similar, row, k, eligible, EMPTY.rows)
+                answer = await asyncio.to_thread(served.similar.similar, row, k, eligible, EMPTY.rows)
             with timings("respond"):
-                items = self._items(answer)
-            return {"item_id": item_id, "items": items, "model": self.model, "timings_ms": timings.milliseconds()}
+                items = _items(served, answer)
+            return {"item_id": item_id, "items": items, "model": _model(served), "timings_ms": timings.milliseconds()}
 
-    async def _remembered(self, asked: RecommendationRequest, budget: float) -> Sequence[StoredEvent]:
-        """The stored history; the store is not touched without consent.
-
-        Raises:
-            StoreUnavailable: it is away, or not back in its share of the time.
-        """
-        if asked.user_id is None or not asked.consent:
-            return []
-        limit = min(self._store_timeout_s, STORE_SHARE * budget) if asked.deadline_ms else self._store_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await self._store.history(asked.user_id)
-        except TimeoutError:
-            metrics.DEADLINE_EXCEEDED.labels("state").inc()
-            raise StoreUnavailable("history", f"no answer within {limit:g} s") from None
-
-    def _query(
-        self, asked: RecommendationRequest, remembered: Sequence[StoredEvent], eligible: Eligible, now: float
-    ) -> Query:
-        """Ids become rows: what the model reads, and what it must not answer."""
-        stored = self._history(remembered, now)
-        given = self._history([_event(entry, now) for entry in asked.history], now) if asked.history else None
-        hidden = [self.served.catalog.rows(asked.filter.exclude_ids)] if asked.filter.exclude_ids else []
-        if self._exclude_seen if asked.exclude_seen is None else asked.exclude_seen:
-            hidden += [stored.rows, given.rows] if given is not None else [stored.rows]
-        numbers = {
-            name: float(value)
-            for name, value in asked.context.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        request = Request(given if given is not None else stored, now, numbers)
-        return Query(request, asked.k, eligible, _joined(hidden))
-
-    def _history(self, events: Sequence[Past], now: float) -> History:
-        if not events:
-            return EMPTY
-        code = self._event_codes.get
-        return History.of_events(
-            self.served.catalog.rows([event.item_id for event in events]),
-            [code(event.event_type, 0) for event in events],
-            [event.value for event in events],
-            [now if event.timestamp is None else event.timestamp for event in events],
-        )
-
-    async def _from_model(self, query: Query, deadline: float, timings: Timings) -> Answer:
-        """The recommender's answer, in a batch with others.
+    async def _climb_down(self, call: Call, rungs: Sequence[Rung[Q, A]], question: Callable[[InTime], Q]) -> A | None:
+        """The answer of a model; None where the popular items have to do, for which there is still time.
 
         Raises:
-            EmptyHistory: there is nothing to encode.
-            Everything that `MicroBatcher.submit` raises.
+            Overloaded: no room in the last queue.
+            DeadlineExceeded: there is no time even for the popular items.
         """
-        if not len(query.request.history):
-            raise EmptyHistory("no item of the history is known to the catalog")
-        batched = await self._batcher.submit(query, deadline=deadline)
-        timings.add("queue", batched.queue_s)
-        for stage, seconds in batched.stages_s.items():
-            timings.add(stage, seconds)
-        return batched.answer
+        if not rungs:
+            call.degrade("no_history")
+        until = call.deadline - RESERVE_SHARE * call.budget_s
+        answer = await climb_down(call, rungs, question, until=until, clock=self._clock)
+        if answer is None and self._clock() >= call.deadline:
+            metrics.DEADLINE_EXCEEDED.labels("respond").inc()
+            raise DeadlineExceeded("respond")
+        return answer
 
-    def _items(self, answer: Answer) -> list[RecommendedItem]:
-        """Rows become ids again."""
-        ids, attributes = self.served.catalog.ids, self.served.catalog.attributes
-        found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, strict=True)
-        items: list[RecommendedItem] = []
-        for rank, (row, score, source) in enumerate(found, start=1):
-            item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
-            known = attributes(row)
-            if known:
-                item["attributes"] = known
-            items.append(item)
-        return items
+    def _rung(self, served: Served, ranker: Ranker, run: Run[Q, A], is_own: Callable[[A], bool]) -> Rung[Q, A]:
+        """What this ranker has to do, in its pool and within its time."""
+        if ranker is not served.generative:
+            return Rung(self._pools["encoder"], run, 1.0, "deadline", "encoder_failed", is_own)
+        share = GENERATIVE_SHARE if len(served.rankers) > 1 else 1.0
+        return Rung(self._pools["generator"], run, share, "generator_late", "generator_failed", is_own)
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name not in (self.model["name"], VARIANT):
-            message = f"{name!r} is not served here; leave it out or send {self.model['name']!r}"
-            raise InvalidRequest([{"loc": "model", "msg": message}])
-
-    def _degrade(self, reason: str, reasons: list[str], error: Exception | None = None) -> None:
-        reasons.append(reason)
-        metrics.DEGRADED.labels(reason).inc()
-        if error is not None:
-            metrics.ERRORS.labels(code_of(error)).inc()
-
-    def _observe(self, query: Query, answer: Answer, timings: Timings) -> None:
-        metrics.HISTORY_LENGTH.observe(len(query.request.history))
-        metrics.CANDIDATES.observe(query.eligible.count)
-        if len(answer) < query.k:
-            metrics.SHORT_LISTS.inc()
-        for stage, seconds in timings.seconds.items():
-            metrics.STAGE_SECONDS.labels(stage).observe(seconds)
+    def _recommenders(self, served: Served, request: Request) -> list[Rung[Query, Answer]]:
+        rungs = []
+        for ranker in _readers(served, request):
+            composed = served.recommender if ranker is served.rankers[0] else served.dense
+            is_own = _is_generated if ranker is served.generative else _is_retrieved
+            rungs.append(self._rung(served, ranker, composed.recommend, is_own))
+        return rungs
 
 
-def _event(entry: str | HistoryEvent, now: float) -> Past:
-    return StoredEvent(entry, DEFAULT_EVENT_TYPE, None, now) if isinstance(entry, str) else entry
+def _readers(served: Served, request: Request) -> list[Ranker]:
+    """The models that can start from this request, the best first."""
+    return [ranker for ranker in served.rankers if ranker.reads(request)]
 
 
-def _filter(asked: FilterRequest) -> Filter:
-    """The core's form of a filter; ids to leave out travel in the query, so equal filters stay equal."""
-    return Filter(
-        include_ids=tuple(asked.include_ids) or None,
-        any_categories=tuple(asked.categories.any),
-        no_categories=tuple(asked.categories.none),
-        attributes=tuple(AttributeRule(rule.name, rule.op, rule.value) for rule in asked.attributes),
-    )
+def _source(served: Served, ranker: Ranker) -> str:
+    return GENERATED if ranker is served.generative else RETRIEVED
 
 
-def _joined(parts: Sequence[IntArray]) -> IntArray:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else EMPTY.rows
+def _model(served: Served) -> ServedModel:
+    return {"name": served.bundle.manifest.model, "bundle": served.bundle.name, "variant": VARIANT}
+
+
+def _items(served: Served, answer: Answer, *, explain: bool = False) -> list[RecommendedItem]:
+    """Rows become ids again."""
+    ids, attributes = served.catalog.ids, served.catalog.attributes
+    found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, strict=True)
+    items: list[RecommendedItem] = []
+    for rank, (row, score, source) in enumerate(found, start=1):
+        item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
+        known = attributes(row)
+        if known:
+            item["attributes"] = known
+        if explain and source == GENERATED and answer.steps is not None and served.codes is not None:
+            codes, shares = served.codes.codes[row].tolist(), answer.steps[rank - 1].tolist()
+            path = zip(codes, shares, strict=True)
+            item["explanation"] = {"path": [{"code": code, "log_probability": share} for code, share in path]}
+        items.append(item)
+    return items
+
+
+def _ranked(candidates: Sequence[str], scores: Sequence[float]) -> list[RankedItem]:
+    """The candidates by falling score, equal ones as they were given, and so those that nothing is known of, at the
+    end."""
+    order = sorted(range(len(candidates)), key=lambda place: -scores[place])
+    items: list[RankedItem] = []
+    for rank, place in enumerate(order, start=1):
+        known = scores[place] > -math.inf
+        score = scores[place] if known else None
+        items.append({"item_id": candidates[place], "score": score, "rank": rank, "known": known})
+    return items
+
+
+def _is_generated(answer: Answer) -> bool:
+    """Whether the generator had its say. It is silent about exactness only where it failed or ran out of time; where
+    nothing that has a code may be shown, it knows so."""
+    return answer.exact is not None or not len(answer)
+
+
+def _is_retrieved(answer: Answer) -> bool:
+    """Whether the encoder had its say: for a query embedding that is not finite there is nothing but popular items."""
+    return RETRIEVED in answer.sources or not len(answer)
+
+
+def _is_finite(scored: Scored) -> bool:
+    return not np.isnan(scored.scores).any()
+
+
+def _observe(timings: Timings) -> None:
+    for stage, seconds in timings.seconds.items():
+        metrics.STAGE_SECONDS.labels(stage).observe(seconds)

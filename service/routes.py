@@ -29,6 +29,7 @@ from service.errors import (
     of_validation,
     responses,
 )
+from service.items import Items
 from service.middleware import while_connected
 from service.pipeline import Pipeline
 from service.schemas import (
@@ -38,8 +39,12 @@ from service.schemas import (
     EventsAnswer,
     EventsRequest,
     HistoryAnswer,
+    ItemAnswer,
+    ItemRequest,
     Liveness,
     ModelAnswer,
+    RankingAnswer,
+    RankingRequest,
     Readiness,
     RecommendationAnswer,
     RecommendationRequest,
@@ -87,6 +92,10 @@ def _users(request: Request) -> Users:
     return _state(request).users
 
 
+def _items(request: Request) -> Items:
+    return _state(request).items
+
+
 async def _parsed(request: Request, model: type[Body]) -> Body:
     """The body as `model`; an overloaded process refuses before it reads one.
 
@@ -109,7 +118,7 @@ def _json(content: Any, *, status: int = 200, headers: dict[str, str] | None = N
     return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")
 
 
-def _timed(request: Request, answer: RecommendationAnswer | SimilarAnswer) -> Response:
+def _timed(request: Request, answer: RecommendationAnswer | RankingAnswer | SimilarAnswer) -> Response:
     """An answer with its stages in the header and in the log line, from the same numbers."""
     stages = answer["timings_ms"]
     request.state.log = stages
@@ -153,6 +162,28 @@ async def recommend_for_user(request: Request, user_id: PathId, k: K = DEFAULT_K
     return _timed(request, answer)
 
 
+@api.post(
+    "/rankings",
+    summary="Put candidates in order",
+    response_model=None,
+    openapi_extra=_takes(RankingRequest),
+    responses={
+        200: {"model": RankingAnswer, "description": "Every candidate once."},
+        **responses(*_BODY, *_KEYED, Overloaded, DeadlineExceeded),
+    },
+)
+async def rank(request: Request) -> Response:
+    """The caller's own candidates, best first, by the numbers that recommendations are scored with.
+
+    Ids that are unknown come last, flagged, and so does what the model has nothing to score by. Without a history the
+    order is by popularity, and the answer says so as `degraded`.
+    """
+    asked = await _parsed(request, RankingRequest)
+    return _timed(
+        request, await while_connected(request, _pipeline(request).rank(asked, arrived=request.state.arrived))
+    )
+
+
 @api.get(
     "/items/{item_id:path}/similar",
     summary="Items like one item",
@@ -165,6 +196,61 @@ async def recommend_for_user(request: Request, user_id: PathId, k: K = DEFAULT_K
 async def similar(request: Request, item_id: PathId, k: K = DEFAULT_K) -> Response:
     """The items whose vectors lie nearest."""
     return _timed(request, await while_connected(request, _pipeline(request).similar(item_id, k)))
+
+
+@api.get(
+    "/items/{item_id:path}",
+    summary="See an item",
+    response_model=None,
+    responses={
+        200: {"model": ItemAnswer, "description": "What holds of it now."},
+        **responses(InvalidRequest, UnknownItem, *_KEYED),
+    },
+)
+async def item(request: Request, item_id: PathId) -> Response:
+    """What is known of an item, and whether it may be shown."""
+    return _json(_items(request).get(item_id))
+
+
+@api.put(
+    "/items/{item_id:path}",
+    summary="Add or change an item",
+    response_model=None,
+    openapi_extra=_takes(ItemRequest),
+    responses={
+        200: {"model": ItemAnswer, "description": "It is changed, or back."},
+        201: {"model": ItemAnswer, "description": "It is new."},
+        **responses(*_BODY, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def put_item(request: Request, item_id: PathId) -> Response:
+    """In effect on the next request here, and on other workers of the same store within about a second.
+
+    Attributes replace all that were known; left out, they stay. A new item is found by filters and among popular
+    items at once, and by the models as far as they can read its text: `filter.new_only` asks for new items alone.
+    """
+    body = await _parsed(request, ItemRequest)
+    answer, is_added = await _items(request).put(item_id, body)
+    return _json(answer, status=201 if is_added else 200)
+
+
+@api.delete(
+    "/items/{item_id:path}",
+    summary="Remove an item",
+    response_model=None,
+    status_code=204,
+    responses={
+        204: {"description": "It is in no answer any more."},
+        **responses(InvalidRequest, UnknownItem, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def remove_item(request: Request, item_id: PathId) -> Response:
+    """In effect on the next request here, and on other workers of the same store within about a second.
+
+    What is known of the item stays, and so does what it tells of those who chose it; a put brings it back.
+    """
+    await _items(request).remove(item_id)
+    return Response(status_code=204)
 
 
 @api.post(

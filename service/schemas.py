@@ -26,6 +26,10 @@ DEFAULT_K = 20
 DEFAULT_EVENT_TYPE = "view"
 MAX_CONTEXT = 32  # entries
 MAX_IDS = 10_000  # in one list of a filter
+MAX_CANDIDATES = 500  # of a ranking
+MAX_ATTRIBUTES = 32  # of an item
+MAX_TEXT = 4_096  # characters of an item's attribute
+MAX_WORDS = 256  # words in one attribute of an item
 MAX_DEADLINE_MS = 10_000
 CLOCK_SKEW_S = 86_400.0  # how far ahead of ours a caller's clock may be; milliseconds lie 50,000 years ahead
 
@@ -114,6 +118,9 @@ class FilterRequest(_Body):
     include_ids: list[Id] = Field(default=[], max_length=MAX_IDS, description="Nothing else; empty: no condition.")
     categories: Categories = Field(default_factory=Categories)
     attributes: list[AttributeCondition] = Field(default=[], max_length=MAX_CONTEXT)
+    new_only: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Only items that were added after the model was trained."
+    )
 
 
 def _history_kind(value: Any) -> str:
@@ -125,7 +132,24 @@ HistoryEntry = Annotated[
 ]
 
 
-class RecommendationRequest(_Body):
+class _Question(_Body):
+    """For whom, and within what."""
+
+    user_id: Id | None = None
+    history: list[HistoryEntry] = Field(
+        default=[],
+        max_length=MAX_HISTORY,
+        description="Item ids or events, oldest first. Unknown items are passed over.",
+    )
+    context: Context = {}
+    model: Word | None = Field(default=None, description="The served model's name or `default`.")
+    consent: Annotated[bool, Field(strict=True)] = Field(
+        default=True, description="false: nothing is read or stored, only this body counts."
+    )
+    deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS, strict=True)] | None = None
+
+
+class RecommendationRequest(_Question):
     """For whom, how many, and what may be shown.
 
     With a `history`, that is what the model reads. With a `user_id`, the stored history is what it reads where no
@@ -145,26 +169,16 @@ class RecommendationRequest(_Body):
         }
     )
 
-    user_id: Id | None = None
-    history: list[HistoryEntry] = Field(
-        default=[],
-        max_length=MAX_HISTORY,
-        description="Item ids or events, oldest first. Unknown items are passed over.",
-    )
     k: Annotated[int, Field(ge=1, le=MAX_K, strict=True)] = DEFAULT_K
     placement: Word | None = Field(default=None, description="Where it will be shown.")
-    context: Context = {}
     filter: FilterRequest = Field(default_factory=FilterRequest)
     exclude_seen: Annotated[bool, Field(strict=True)] | None = Field(
         default=None, description="Leave out what the history holds; left out: as the model says."
     )
     diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
-    model: Word | None = Field(default=None, description="The served model's name or `default`.")
-    consent: Annotated[bool, Field(strict=True)] = Field(
-        default=True, description="false: nothing is read or stored, only this body counts."
+    explain: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="true: each generated item comes with the codes that led to it."
     )
-    deadline_ms: Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS, strict=True)] | None = None
-    explain: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("diversity")
     @classmethod
@@ -172,6 +186,65 @@ class RecommendationRequest(_Body):
         if value:
             raise PydanticCustomError("unsupported", "diversity is not supported yet; leave it out or send 0")
         return value
+
+
+class RankingRequest(_Question):
+    """For whom, and what to put in order. Every candidate comes back, whether it was seen or is available or not."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"user_id": "anna", "candidates": ["b42", "b7", "b13"]}},
+    )
+
+    candidates: list[Id] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="Item ids to put in order, each once."
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _distinct(cls, ids: list[str]) -> list[str]:
+        places: dict[str, int] = {}
+        for place, item_id in enumerate(ids):
+            first = places.setdefault(item_id, place)
+            if first != place:
+                raise PydanticCustomError(
+                    "duplicate",
+                    "{item_id} stands twice, at {first} and at {place}; send each candidate once",
+                    {"item_id": repr(item_id), "first": first, "place": place},
+                )
+        return ids
+
+
+def _attribute_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "<text>"
+    if isinstance(value, list):
+        return "<words>"
+    return "<number>" if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+Attribute = Annotated[
+    Annotated[Number, Tag("<number>")]
+    | Annotated[str, Field(max_length=MAX_TEXT), Tag("<text>")]
+    | Annotated[list[Id], Field(max_length=MAX_WORDS), Tag("<words>")],
+    Discriminator(
+        _attribute_kind,
+        custom_error_type="attribute",
+        custom_error_message="an attribute is a number, a text or a list of words",
+    ),
+]
+
+
+class ItemRequest(_Body):
+    """What is to hold of an item from now on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"attributes": {"title": "The Left Hand of Darkness", "price": 9.5}}}
+    )
+
+    attributes: Annotated[dict[Id, Attribute], Field(max_length=MAX_ATTRIBUTES)] | None = Field(
+        default=None, description="All of them: numbers, texts or lists of words. Left out: as they were."
+    )
+    available: Annotated[bool, Field(strict=True)] = Field(default=True, description="Whether it may be shown.")
 
 
 def check_times(events: Sequence[HistoryEvent | str], now: float, *, field: str) -> None:
@@ -211,14 +284,28 @@ class EventsAnswer(TypedDict):
     results: list[EventResult]
 
 
+class Step(TypedDict):
+    """One step of a generator towards an item."""
+
+    code: int
+    log_probability: Annotated[float, Field(description="Its share of the item's score.")]
+
+
+class Explanation(TypedDict):
+    """How a generated item came about: the model wrote these codes, one after the other."""
+
+    path: list[Step]
+
+
 class RecommendedItem(TypedDict):
     """One recommendation. Scores compare within one source."""
 
     item_id: str
     score: float
     rank: int
-    source: Annotated[str, Field(description="`retrieval`, `popular` or `similar`.")]
+    source: Annotated[str, Field(description="`generated`, `retrieval`, `popular` or `similar`.")]
     attributes: NotRequired[dict[str, Any]]
+    explanation: NotRequired[Annotated[Explanation, Field(description="Of generated items, where asked for.")]]
 
 
 class ServedModel(TypedDict):
@@ -238,7 +325,48 @@ class RecommendationAnswer(TypedDict):
     model: ServedModel
     degraded: bool
     degraded_reasons: list[str]
+    exact: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="Of generated items: true where it is proven that scoring every eligible item would have "
+                "given the same; false where it is not. Absent where nothing was generated."
+            ),
+        ]
+    ]
     timings_ms: dict[str, float]
+
+
+class RankedItem(TypedDict):
+    """One candidate in its place."""
+
+    item_id: str
+    score: Annotated[float | None, Field(description="null where `known` is false.")]
+    rank: int
+    known: Annotated[
+        bool, Field(description="false: not in the catalog, or the model has nothing to score it by; those come last.")
+    ]
+
+
+class RankingAnswer(TypedDict):
+    """The caller's candidates, best first, then those that could not be scored in the order given."""
+
+    items: list[RankedItem]
+    source: Annotated[str, Field(description="What scored them: `generated`, `retrieval` or `popular`.")]
+    model: ServedModel
+    degraded: bool
+    degraded_reasons: list[str]
+    timings_ms: dict[str, float]
+
+
+class ItemAnswer(TypedDict):
+    """What holds of an item."""
+
+    item_id: str
+    available: bool
+    attributes: dict[str, Any]
+    is_new: Annotated[bool, Field(description="Added after the model was trained.")]
+    edition: Annotated[int, Field(description="Of the catalogue, in the process that answers; 0 as it was trained.")]
 
 
 class SimilarAnswer(TypedDict):
@@ -281,6 +409,8 @@ class ModelAnswer(TypedDict):
     seed: int
     data: Mapping[str, Any]
     catalog_items: int
+    edition: Annotated[int, Field(description="Of the catalogue, in the process that answers; 0 as it was trained.")]
+    generation: Annotated[Mapping[str, Any], Field(description="How items are generated; empty where none are.")]
     window: int
     event_types: list[str]
     exclude_seen: bool

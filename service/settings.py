@@ -22,6 +22,9 @@ PREFIX = "SEQUITUR_"
 FOREIGN = ("SEQUITUR_TEST_", "SEQUITUR_PROPERTY_", "SEQUITUR_SERVICE_", "SEQUITUR_PORT_")
 
 STORE_SHARE = 0.4  # of the deadline: how long the session store may take before its answer is done without
+GENERATIVE_SHARE = (
+    0.7  # of what is left then, less the reserve: how long a generator may take before the encoder has to
+)
 RESERVE_SHARE = 0.2  # of the deadline: kept for answering from the popular list when the recommender is not back
 
 

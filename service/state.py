@@ -7,7 +7,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -18,8 +18,10 @@ from retrieval.recommenders import Served, load
 from service import metrics
 from service.batching import MicroBatcher
 from service.errors import NotReady, StoreUnavailable
+from service.items import Items
 from service.permits import Permits
-from service.pipeline import VARIANT, Pipeline
+from service.pipeline import Pipeline
+from service.questions import VARIANT, Questions
 from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, ModelAnswer, Readiness, RecommendationRequest
 from service.sessions import SessionStore
 from service.settings import Settings
@@ -34,17 +36,18 @@ WARMUP_HISTORIES = 64  # enough to meet every shape; a bundle with thousands mus
 class State:
     """Everything that answers."""
 
-    served: Served
     store: SessionStore
-    batcher: MicroBatcher
+    pools: Mapping[str, MicroBatcher]
     pipeline: Pipeline
     users: Users
+    items: Items
     permits: Permits
     store_timeout_s: float
 
     def about(self) -> ModelAnswer:
         """What is being served."""
-        bundle = self.served.bundle
+        served = self.pipeline.served
+        bundle = served.bundle
         manifest = bundle.manifest
         return {
             "name": manifest.model,
@@ -55,12 +58,14 @@ class State:
             "git_commit": manifest.git_commit,
             "seed": manifest.seed,
             "data": manifest.data,
-            "catalog_items": len(self.served.catalog),
+            "catalog_items": len(served.catalog),
+            "edition": served.edition,
+            "generation": manifest.generation,
             "window": manifest.window,
             "event_types": list(manifest.event_types),
             "exclude_seen": manifest.exclude_seen,
             "hyper_parameters": manifest.hyper_parameters,
-            "index": {**manifest.index, "served": self.served.index.name},
+            "index": {**manifest.index, "served": served.index.name},
             "metrics": manifest.metrics,
         }
 
@@ -70,15 +75,15 @@ class State:
         Raises:
             NotReady: nobody serves the recommender's queue.
         """
-        if not self.batcher.is_alive:
+        if not all(batcher.is_alive for batcher in self.pools.values()):
             raise NotReady("the recommender's queue is not being served; restart the process")
         try:
             async with asyncio.timeout(self.store_timeout_s):
                 await self.store.ping()
         except (StoreUnavailable, TimeoutError):
             metrics.STORE_ERRORS.labels("ping").inc()
-            return {"status": "ready", "bundle": self.served.bundle.name, "store": "away"}
-        return {"status": "ready", "bundle": self.served.bundle.name, "store": "ok"}
+            return {"status": "ready", "bundle": self.pipeline.served.bundle.name, "store": "away"}
+        return {"status": "ready", "bundle": self.pipeline.served.bundle.name, "store": "ok"}
 
 
 def load_bundle(settings: Settings) -> Served:
@@ -128,36 +133,46 @@ async def serving(
         _log.error("starting without the session store, answers will be degraded: %s", error)
 
     permits = Permits(settings.max_in_flight)
-    batcher = MicroBatcher(
-        served.recommender.recommend,
-        max_batch=settings.max_batch,
-        queue_limit=settings.queue_limit,
-        wait_s=settings.batch_wait_ms / 1000,
-        clock=clock,
+    pools = {
+        pool: MicroBatcher(
+            max_batch=settings.max_batch,
+            queue_limit=settings.queue_limit,
+            wait_s=settings.batch_wait_ms / 1000,
+            clock=clock,
+            pool=pool,
+        )
+        for pool in metrics.POOLS
+    }
+    for batcher in pools.values():
+        batcher.start()
+    questions = Questions(
+        store, deadline_s=settings.deadline_s, store_timeout_s=settings.store_timeout_s, clock=clock, now=now
     )
-    batcher.start()
-    pipeline = Pipeline(
-        served,
-        store=store,
-        batcher=batcher,
-        permits=permits,
-        deadline_s=settings.deadline_s,
-        store_timeout_s=settings.store_timeout_s,
-        clock=clock,
-        now=now,
-    )
-    users = Users(store, catalog=served.catalog, permits=permits, variant=VARIANT, now=now)
+    pipeline = Pipeline(served, questions=questions, pools=pools, permits=permits, clock=clock)
+    users = Users(store, catalog=lambda: pipeline.served.catalog, permits=permits, variant=VARIANT, now=now)
+    items = Items(pipeline, store=store, permits=permits)
+    following: asyncio.Task[None] | None = None
     try:
+        try:
+            await items.refresh()
+        except StoreUnavailable as error:
+            _log.error("changes of items are not in effect until the store is there: %s", error)
         await warm_up(pipeline, clock, at_once=min(settings.max_batch, settings.max_in_flight, settings.queue_limit))
         metrics.SWAPS.labels("ok").inc()
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
         gc.collect()
         gc.freeze()
+        if store.durable:  # others may write to it
+            following = asyncio.create_task(items.follow(), name="items")
         metrics.READY.set(1)
-        yield State(served, store, batcher, pipeline, users, permits, settings.store_timeout_s)
+        yield State(store, pools, pipeline, users, items, permits, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
-        await batcher.close()
+        if following is not None:
+            following.cancel()
+            await asyncio.wait([following])
+        for batcher in pools.values():
+            await batcher.close()
         await store.close()
         gc.unfreeze()
         if metrics.MULTIPROCESS_DIR is None:  # there the series ends with the process, and cannot earlier
@@ -181,7 +196,7 @@ async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: in
     for start in range(0, len(asked), at_once):
         together = [pipeline.recommend(one, arrived=clock()) for one in asked[start : start + at_once]]
         answers += await asyncio.gather(*together)
-    failed = [answer for answer in answers if "encoder_failed" in answer["degraded_reasons"]]
+    failed = [answer for answer in answers if {"generator_failed", "encoder_failed"} & {*answer["degraded_reasons"]}]
     if failed:
         metrics.SWAPS.labels("failed").inc()
         raise BundleError(

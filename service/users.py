@@ -20,14 +20,20 @@ class Users:
 
     Args:
         store: histories by user.
-        catalog: tells which items are known.
+        catalog: gives the one that is being served, which tells which items are known.
         permits: shared with the pipeline.
         variant: the model variant that clicks are attributed to.
         now: seconds since 1970.
     """
 
     def __init__(
-        self, store: SessionStore, *, catalog: Catalog, permits: Permits, variant: str, now: Callable[[], float]
+        self,
+        store: SessionStore,
+        *,
+        catalog: Callable[[], Catalog],
+        permits: Permits,
+        variant: str,
+        now: Callable[[], float],
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -50,9 +56,9 @@ class Users:
             for place, event in enumerate(events):
                 places.setdefault(event.user_id, []).append(place)
             batches = {user_id: [_stored(events[i], now) for i in own] for user_id, own in places.items()}
-            with _counting():
+            with counting():
                 appended = await self._store.append_many(batches, read_back=False)
-            known = self._catalog.rows([event.item_id for event in events]) != PAD_ROW
+            known = self._catalog().rows([event.item_id for event in events]) != PAD_ROW
             results: list[EventResult | None] = [None] * len(events)
             for user_id, own in places.items():
                 for place, outcome in zip(own, appended[user_id].outcomes, strict=True):
@@ -74,7 +80,7 @@ class Users:
             Overloaded: no permit.
             StoreUnavailable: the store is away.
         """
-        with self._permits.hold(), _counting():
+        with self._permits.hold(), counting():
             events = await self._store.history(user_id)
             return {"user_id": user_id, "events": [_shown(event) for event in events]}
 
@@ -85,12 +91,12 @@ class Users:
             Overloaded: no permit.
             StoreUnavailable: the store is away, and nothing is sure to be erased.
         """
-        with self._permits.hold(), _counting():
+        with self._permits.hold(), counting():
             await self._store.erase(user_id)
 
 
 @contextmanager
-def _counting() -> Iterator[None]:
+def counting() -> Iterator[None]:
     """Counts what the store fails to do, by operation."""
     try:
         yield

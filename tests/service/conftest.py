@@ -14,6 +14,7 @@ from retrieval.bundle import Bundle
 from retrieval.recommenders import Answer, Query, Served, Stage, load
 from service.app import create_app
 from service.errors import StoreUnavailable
+from service.sessions import ItemChanges
 from service.settings import Settings
 
 NOW = 1_700_000_000.0
@@ -42,8 +43,26 @@ class AwayStore:
     async def erase(self, _user_id: str) -> bool:
         raise StoreUnavailable("erase", "it is away")
 
+    async def change_item(self, _change: object) -> int:
+        raise StoreUnavailable("change_item", "it is away")
+
+    async def item_changes(self, _since: int = 0) -> Any:
+        raise StoreUnavailable("item_changes", "it is away")
+
     async def ping(self) -> None:
         raise StoreUnavailable("ping", "it is away")
+
+
+class EmptyStore(AwayStore):
+    """A session store that nobody has told anything."""
+
+    async def open(self) -> None: ...
+
+    async def history(self, _user_id: str) -> Any:
+        return []
+
+    async def item_changes(self, _since: int = 0) -> ItemChanges:
+        return ItemChanges(0, [])
 
 
 class Recommending:
@@ -68,6 +87,11 @@ def anyio_backend() -> str:
 @pytest.fixture
 def away_store() -> AwayStore:
     return AwayStore()
+
+
+@pytest.fixture
+def empty_store() -> EmptyStore:
+    return EmptyStore()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ class Held:
     def __init__(self, **limits) -> None:
         self.worker = Worker()
         limits = {"max_batch": 8, "queue_limit": 8, "wait_s": 0.0, "clock": time.monotonic, **limits}
-        self.batcher = MicroBatcher(self.worker, **limits)
+        self.batcher = MicroBatcher(**limits)
 
     async def __aenter__(self):
         self.batcher.start()
@@ -70,7 +70,8 @@ class Held:
         await self.batcher.close()
 
     def submit(self, k: int, deadline: float = FOREVER) -> asyncio.Task:
-        return asyncio.create_task(self.batcher.submit(query(k), deadline=deadline if deadline < FOREVER else 1e9))
+        deadline = deadline if deadline < FOREVER else 1e9
+        return asyncio.create_task(self.batcher.submit(query(k), self.worker, deadline=deadline))
 
     async def release(self) -> None:
         self.worker.gate.set()
@@ -105,7 +106,7 @@ async def test_full_queue_refuses_at_once_and_serves_those_inside():
         inside = [held.submit(2), held.submit(3)]
         await turn()
         with pytest.raises(Overloaded, match="2 requests are waiting"):
-            await held.batcher.submit(query(), deadline=1e9)
+            await held.batcher.submit(query(), held.worker, deadline=1e9)
         await held.release()
         assert [len((await one).answer) for one in inside] == [2, 3]
     assert shed("queue_full") == before + 1
@@ -155,7 +156,7 @@ async def test_late_while_the_model_works_is_told_so_and_the_others_are_served()
 async def test_a_deadline_already_past_is_not_computed():
     async with Held() as held:
         with pytest.raises(DeadlineExceeded, match="'queue'"):
-            await held.batcher.submit(query(2), deadline=time.monotonic() - 1)
+            await held.batcher.submit(query(2), held.worker, deadline=time.monotonic() - 1)
         await held.release()
     assert held.worker.batches == [[1]]
 
@@ -196,6 +197,19 @@ async def test_empty_everybody_gone_computes_nothing_and_goes_on_serving():
     assert held.worker.batches == [[1], [4]]
 
 
+async def test_who_wants_something_else_run_travels_with_those_who_want_the_same_and_the_oldest_first():
+    other = Worker()
+    async with Held() as held:
+        wanted = [(2, held.worker), (3, other), (4, held.worker), (5, other), (6, held.worker)]
+        waiting = [asyncio.create_task(held.batcher.submit(query(k), run, deadline=1e9)) for k, run in wanted]
+        await turn()
+        await held.release()
+        done = await asyncio.gather(*waiting)
+    assert held.worker.batches == [[1], [2, 4, 6]]
+    assert other.batches == [[3, 5]]
+    assert [len(one.answer) for one in done] == [2, 3, 4, 5, 6]
+
+
 async def test_one_bad_query_fails_alone():
     async with Held() as held:
         waiting = [held.submit(k) for k in (2, 13, 3)]
@@ -217,10 +231,10 @@ async def test_a_worker_that_raises_what_is_no_exception_resolves_its_waiters_an
 
 
 async def test_an_answer_too_few_is_an_error_for_all_and_not_somebody_elses_answer():
-    batcher = MicroBatcher(lambda *_: [], max_batch=8, queue_limit=8, wait_s=0, clock=time.monotonic)
+    batcher = MicroBatcher(max_batch=8, queue_limit=8, wait_s=0, clock=time.monotonic)
     batcher.start()
-    with pytest.raises(RuntimeError, match="0 answers to 1 queries"):
-        await batcher.submit(query(), deadline=1e9)
+    with pytest.raises(RuntimeError, match="0 answers to 1 questions"):
+        await batcher.submit(query(), lambda *_: [], deadline=1e9)
     await batcher.close()
 
 
@@ -244,7 +258,7 @@ async def test_an_owner_that_dies_resolves_everybody_and_refuses_the_rest():
                 await task
         assert not held.batcher.is_alive
         with pytest.raises(NotReady, match="restarted"):
-            await held.batcher.submit(query(), deadline=1e9)
+            await held.batcher.submit(query(), held.worker, deadline=1e9)
 
 
 async def test_shutdown_drains_and_then_refuses():
@@ -255,7 +269,7 @@ async def test_shutdown_drains_and_then_refuses():
         closing = asyncio.create_task(held.batcher.close())
         await turn()
         with pytest.raises(Overloaded, match="shutting down"):
-            await held.batcher.submit(query(), deadline=1e9)
+            await held.batcher.submit(query(), held.worker, deadline=1e9)
         held.worker.gate.set()
         await closing
         assert len((await waiting).answer) == 2
@@ -265,11 +279,11 @@ async def test_shutdown_drains_and_then_refuses():
 
 async def test_waiting_for_company_ends_with_a_full_batch():
     worker = Worker()
-    batcher = MicroBatcher(worker, max_batch=2, queue_limit=8, wait_s=60, clock=time.monotonic)
+    batcher = MicroBatcher(max_batch=2, queue_limit=8, wait_s=60, clock=time.monotonic)
     batcher.start()
-    await asyncio.gather(*(batcher.submit(query(k), deadline=1e9) for k in (2, 3)))
+    await asyncio.gather(*(batcher.submit(query(k), worker, deadline=1e9) for k in (2, 3)))
     assert worker.batches == [[2, 3]]
-    alone = asyncio.create_task(batcher.submit(query(4), deadline=1e9))
+    alone = asyncio.create_task(batcher.submit(query(4), worker, deadline=1e9))
     await turn()
     await batcher.close()  # ends the waiting, too
     assert len((await alone).answer) == 4
@@ -277,7 +291,7 @@ async def test_waiting_for_company_ends_with_a_full_batch():
 
 async def test_waiting_for_company_ends_with_time():
     worker = Worker()
-    batcher = MicroBatcher(worker, max_batch=8, queue_limit=8, wait_s=0.01, clock=time.monotonic)
+    batcher = MicroBatcher(max_batch=8, queue_limit=8, wait_s=0.01, clock=time.monotonic)
     batcher.start()
-    assert len((await batcher.submit(query(2), deadline=1e9)).answer) == 2
+    assert len((await batcher.submit(query(2), worker, deadline=1e9)).answer) == 2
     await batcher.close()

@@ -24,7 +24,11 @@ async def test_every_call_of_this_version_is_described(client):
         ("GET", "/v1/users/{user_id}/recommendations"),
         ("GET", "/v1/users/{user_id}/history"),
         ("DELETE", "/v1/users/{user_id}"),
+        ("POST", "/v1/rankings"),
         ("GET", "/v1/items/{item_id}/similar"),
+        ("GET", "/v1/items/{item_id}"),
+        ("PUT", "/v1/items/{item_id}"),
+        ("DELETE", "/v1/items/{item_id}"),
         ("POST", "/v1/events"),
         ("GET", "/v1/model"),
         ("GET", "/livez"),
@@ -60,6 +64,10 @@ async def test_errors_are_declared_as_problems_with_statuses_of_the_table(client
     [
         ("POST", "/v1/recommendations", {"history": ["i01"]}, schemas.RecommendationAnswer),
         ("GET", "/v1/users/u/recommendations", None, schemas.RecommendationAnswer),
+        ("POST", "/v1/recommendations", {"history": ["i01"], "explain": True}, schemas.RecommendationAnswer),
+        ("POST", "/v1/rankings", {"history": ["i01"], "candidates": ["i05", "x"]}, schemas.RankingAnswer),
+        ("GET", "/v1/items/i01", None, schemas.ItemAnswer),
+        ("PUT", "/v1/items/i01", {"attributes": {"price": 3}}, schemas.ItemAnswer),
         ("POST", "/v1/events", {"events": [{"user_id": "u", "item_id": "i", "event_id": "e"}]}, schemas.EventsAnswer),
         ("GET", "/v1/users/u/history", None, schemas.HistoryAnswer),
         ("GET", "/v1/items/i01/similar", None, schemas.SimilarAnswer),
@@ -79,7 +87,11 @@ async def test_answers_are_what_is_described(client, method, path, body, describ
 
 async def test_examples_are_accepted(client):
     described = (await document(client))["components"]["schemas"]
-    for path, name in (("/v1/recommendations", "RecommendationRequest"), ("/v1/events", "EventsRequest")):
-        example = described[name]["example"]
-        answer = await client.post(path, json=example)
+    for method, path, name in (
+        ("POST", "/v1/recommendations", "RecommendationRequest"),
+        ("POST", "/v1/rankings", "RankingRequest"),
+        ("POST", "/v1/events", "EventsRequest"),
+        ("PUT", "/v1/items/new", "ItemRequest"),
+    ):
+        answer = await client.request(method, path, json=described[name]["example"])
         assert answer.status_code < 300, answer.text

@@ -69,14 +69,12 @@ async def test_no_history_is_answered_from_the_popular_items(client):
     assert counted("sequitur_degraded_total", reason="no_history") == before + 3
 
 
-async def test_without_consent_the_store_is_never_touched(open_client):
-    class Untouchable:
-        async def open(self) -> None: ...
-        async def close(self) -> None: ...
-        def __getattr__(self, name: str):
-            raise AssertionError(f"{name} was called")
+async def test_without_consent_no_history_is_touched(open_client, empty_store):
+    async def touched(_user_id: str):
+        raise AssertionError("history was read")
 
-    async with open_client(app={"store": Untouchable()}) as client:
+    empty_store.history = touched
+    async with open_client(app={"store": empty_store}) as client:
         answer = await client.post(URL, json={"user_id": "anna", "history": ["i03"], "k": 1, "consent": False})
         assert (answer.status_code, answer.json()["degraded"]) == (200, False)
 
@@ -114,21 +112,19 @@ async def test_late_model_is_answered_from_the_popular_items(open_client, with_r
         assert ids(answer) == ["i01", "i02"]
 
 
-async def test_late_with_nothing_to_show_is_504(open_client):
+async def test_late_with_nothing_to_show_is_504(open_client, empty_store):
     ticks = [0.0]
 
     def clock() -> float:
         return ticks[0]
 
-    class Slow:
-        async def open(self) -> None: ...
-        async def close(self) -> None: ...
-        async def history(self, _user_id: str) -> list:
-            ticks[0] += 1.0
-            return []
+    async def slow(_user_id: str) -> list:
+        ticks[0] += 1.0
+        return []
 
+    empty_store.history = slow
     before = counted("sequitur_deadline_exceeded_total", stage="respond")
-    async with open_client(app={"store": Slow(), "clock": clock}, deadline_ms=500) as client:
+    async with open_client(app={"store": empty_store, "clock": clock}, deadline_ms=500) as client:
         answer = await client.post(URL, json={"user_id": "anna"})
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
     assert counted("sequitur_deadline_exceeded_total", stage="respond") == before + 1
@@ -160,7 +156,7 @@ async def test_a_model_that_finds_nothing_sensible_is_said_to_have_failed(open_c
 
 
 async def test_gone_worker_is_answered_from_the_popular_items(client):
-    owner = client.app.state.shell.batcher._owner
+    owner = client.app.state.shell.pools["encoder"]._owner
     owner.cancel()
     await asyncio.wait([owner])
     answer = await client.post(URL, json={"history": ["i03"], "k": 2})

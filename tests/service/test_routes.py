@@ -102,7 +102,7 @@ async def test_before_and_after_its_life_the_service_is_alive_and_not_ready(clie
 
 
 async def test_a_service_whose_batcher_died_is_not_ready(client):
-    owner = client.app.state.shell.batcher._owner
+    owner = client.app.state.shell.pools["encoder"]._owner
     owner.cancel()
     await asyncio.wait([owner])
     assert is_problem(await client.get("/readyz"), 503, "not_ready")

@@ -37,11 +37,11 @@ async def test_ready_only_after_the_warm_up_and_not_after_the_end(with_recommend
         assert gauge("sequitur_ready") == 1
         assert gauge("sequitur_bundle_info", bundle=name, model="toy", kind="encoder") == 1
         assert gauge("sequitur_index_items", index="exact") == 20
-        assert state.batcher.is_alive
+        assert all(batcher.is_alive for batcher in state.pools.values())
     assert ready_while_warming
     assert not any(ready_while_warming)
     assert gauge("sequitur_ready") == 0
-    assert not state.batcher.is_alive
+    assert not any(batcher.is_alive for batcher in state.pools.values())
 
 
 async def test_the_warm_up_replays_what_the_bundle_brings_alone_and_together(with_recommender, recommending):

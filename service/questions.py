@@ -1,0 +1,141 @@
+"""From a validated body to what the core is asked: ids become rows, words codes, and histories are looked up."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from retrieval.filters import AttributeRule, Filter
+from retrieval.inputs import Request
+from retrieval.recommenders import Served
+from retrieval.sequences import EMPTY, History, IntArray
+from service import metrics
+from service.errors import InvalidRequest, StoreUnavailable
+from service.ladder import Call
+from service.schemas import (
+    DEFAULT_EVENT_TYPE,
+    Context,
+    FilterRequest,
+    HistoryEvent,
+    RankingRequest,
+    RecommendationRequest,
+    check_times,
+)
+from service.sessions import SessionStore, StoredEvent
+from service.settings import STORE_SHARE
+from service.timing import Timings
+
+VARIANT = "default"
+Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
+
+
+class Questions:
+    """Reads bodies.
+
+    Args:
+        store: histories by user.
+        deadline_s: for requests that bring none.
+        store_timeout_s: longest wait for the store; a request with a shorter deadline waits `STORE_SHARE` of that.
+        clock: seconds from some fixed moment; deadlines and timings.
+        now: seconds since 1970; what a model calls the time of a request.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        deadline_s: float,
+        store_timeout_s: float,
+        clock: Callable[[], float],
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._deadline_s = deadline_s
+        self._store_timeout_s = store_timeout_s
+        self._clock = clock
+        self._now = now
+
+    def call(self, asked: RecommendationRequest | RankingRequest, served: Served, *, arrived: float) -> Call:
+        """The beginning of a request.
+
+        Raises:
+            InvalidRequest: another model than the one served, or a time too far ahead.
+        """
+        now = self._now()
+        name = served.bundle.manifest.model
+        if asked.model is not None and asked.model not in (name, VARIANT):
+            message = f"{asked.model!r} is not served here; leave it out or send {name!r}"
+            raise InvalidRequest([{"loc": "model", "msg": message}])
+        check_times(asked.history, now, field="history")
+        budget_s = self._deadline_s if asked.deadline_ms is None else asked.deadline_ms / 1000
+        return Call(served, now, arrived + budget_s, budget_s, Timings(self._clock))
+
+    async def remembered(self, asked: RecommendationRequest | RankingRequest, call: Call) -> History:
+        """The stored history; empty where the store is away, and the store is not touched without consent."""
+        if asked.user_id is None or not asked.consent:
+            return EMPTY
+        limit_s = self._store_timeout_s
+        if asked.deadline_ms:
+            limit_s = min(limit_s, STORE_SHARE * call.budget_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                return rows_of(await self._store.history(asked.user_id), call)
+        except TimeoutError:
+            metrics.DEADLINE_EXCEEDED.labels("state").inc()
+            late = StoreUnavailable("history", f"no answer within {limit_s:g} s")
+            self._do_without(late, call)
+        except StoreUnavailable as error:
+            self._do_without(error, call)
+        return EMPTY
+
+    def _do_without(self, error: StoreUnavailable, call: Call) -> None:
+        call.degrade("store_unavailable", error)
+        metrics.STORE_ERRORS.labels(error.operation).inc()
+
+
+def rows_of(events: Sequence[Past | str], call: Call) -> History:
+    """A history in rows and codes, oldest first; events of unknown items are left out."""
+    if not events:
+        return EMPTY
+    past = [StoredEvent(e, DEFAULT_EVENT_TYPE, None, call.now) if isinstance(e, str) else e for e in events]
+    code = _event_codes(call.served.bundle.manifest.event_types).get
+    return History.of_events(
+        call.served.catalog.rows([event.item_id for event in past]),
+        [code(event.event_type, 0) for event in past],
+        [event.value for event in past],
+        [call.now if event.timestamp is None else event.timestamp for event in past],
+    )
+
+
+@lru_cache(maxsize=8)
+def _event_codes(event_types: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: code for code, name in enumerate(event_types, start=1)}
+
+
+def request_of(history: History, context: Context, call: Call) -> Request:
+    """What the model reads: numbers of the context, words it has no use for."""
+    numbers = {
+        name: float(value)
+        for name, value in context.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return Request(history, call.now, numbers)
+
+
+def filter_of(asked: FilterRequest) -> Filter:
+    """The core's form of a filter; ids to leave out travel in the query, so equal filters stay equal."""
+    return Filter(
+        include_ids=tuple(asked.include_ids) or None,
+        any_categories=tuple(asked.categories.any),
+        no_categories=tuple(asked.categories.none),
+        attributes=tuple(AttributeRule(rule.name, rule.op, rule.value) for rule in asked.attributes),
+        new_only=asked.new_only,
+    )
+
+
+def joined(parts: Sequence[IntArray]) -> IntArray:
+    """int64, shape (n,): all rows of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else EMPTY.rows
