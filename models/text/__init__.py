@@ -1,0 +1,1 @@
+"""One file per text encoder. `models.text.registry` finds every file in this folder."""
