@@ -299,11 +299,14 @@ def _wave(
         with stage("decode"):
             log_probs = decoder.step(memory, prefix)
         with stage("beam"):
-            log_probs, is_sound = _checked(log_probs, prefix, trie.vocabulary[level])
-            for path, own, is_good in zip(active, log_probs, is_sound, strict=True):
-                if is_good:
-                    path.advance(trie, level, own)
-            active, memory = _kept(active, memory, is_sound)
+            (r, m, _), v = prefix.shape, trie.vocabulary[level]
+            if log_probs.shape not in ((r, m, v), (r, 1, v)):
+                raise InvalidInput(f"the decoder gave numbers of shape {log_probs.shape}; {(r, m, v)} was expected")
+            for path, own in zip(active, log_probs, strict=True):
+                bounded = _bounded(own)
+                if bounded is not None:
+                    path.advance(trie, level, bounded)
+            active, memory = _kept(active, memory, [len(path.trail) > level for path in active])
     with stage("beam"):
         return [path.items(trie) if len(path.trail) == trie.levels else None for path in paths]
 
@@ -325,22 +328,13 @@ def _prefixes(trie: ConstraintTrie, depth: int, nodes: Sequence[IntArray]) -> np
     return trie.prefixes(depth, padded)
 
 
-def _checked(given: FloatArray, prefix: npt.NDArray[np.int64], v: int) -> tuple[FloatArray, list[bool]]:
-    """A decoder's log-probabilities as `_bounded` gives them, after a look at their shape."""
-    r, m, _ = prefix.shape
-    if given.shape not in ((r, m, v), (r, 1, v)):
-        raise InvalidInput(f"the decoder gave log-probabilities of shape {given.shape}; {(r, m, v)} was expected")
-    return _bounded(given)
-
-
-def _bounded(given: FloatArray) -> tuple[FloatArray, list[bool]]:
-    """Log-probabilities between `IMPOSSIBLE` and 0, and for each request whether they were numbers."""
-    log_probs = np.asarray(given, dtype=np.float32)
-    highest = log_probs.reshape(len(log_probs), -1).max(axis=1).tolist()
-    if any(SLACK < value < np.inf for value in highest):
-        raise InvalidInput(f"a model gave {max(highest)} as a log-probability; its graph lacks a log_softmax")
+def _bounded(given: FloatArray) -> FloatArray | None:
+    """One request's log-probabilities as float32 between `IMPOSSIBLE` and 0; None where there is one that is none."""
+    highest = given.max()
+    if SLACK < highest < np.inf:
+        raise InvalidInput(f"a model gave {highest} as a log-probability; its graph lacks a log_softmax")
     # A maximum passes NaN on, and NaN is below nothing.
-    return log_probs.clip(IMPOSSIBLE, 0.0), [value < np.inf for value in highest]
+    return np.asarray(given, dtype=np.float32).clip(IMPOSSIBLE, 0.0) if highest < np.inf else None
 
 
 def _best(values: FloatArray, width: int) -> tuple[IntArray, float]:
@@ -459,20 +453,19 @@ def search_all(distributions: FloatArray, trie: ConstraintTrie, searches: Sequen
         InvalidInput: see `search`, and distributions of another shape.
     """
     _fit(distributions, trie.vocabulary)
-    bounded, is_sound = _bounded(distributions)
     found = []
-    for own, asked, is_good in zip(bounded, searches, is_sound, strict=True):
-        path = _Path.of(trie, asked, 0)
-        if not path.feasible or not is_good or not asked.in_time():
+    for given, asked in zip(distributions, searches, strict=True):
+        path, own = _Path.of(trie, asked, 0), _bounded(given)
+        if not path.feasible or own is None or not asked.in_time():
             found.append(path.nothing(trie.levels))
             continue
         levels = [own[level : level + 1, :v] for level, v in enumerate(trie.vocabulary)]
         path.ahead = [level.max() for level in levels]
-        given = path.descend(trie, levels)
-        if not given.exact:
-            path.restart(floor=float(given.scores[-1]))
-            given = path.descend(trie, levels)
-        found.append(given)
+        best = path.descend(trie, levels)
+        if not best.exact:
+            path.restart(floor=float(best.scores[-1]))
+            best = path.descend(trie, levels)
+        found.append(best)
     return found
 
 

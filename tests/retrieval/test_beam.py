@@ -117,6 +117,24 @@ class TestProperties:
         assert done * 0.3 < certified <= true < done, "a test of narrow beams as well as of wide ones"
 
 
+class TestTheCut:
+    """The one step that is neither a gather nor a sum."""
+
+    @pytest.mark.parametrize("size", [1, 50, 2047, 2048, 12_800, 40_001])
+    def test_it_equals_a_sort(self, size):
+        rng = np.random.default_rng(size)
+        for grain, masked in ((0, 0.0), (0, 0.9), (1.0, 0.3), (100.0, 0.0), (0, 1.0)):
+            values = -10 * rng.random(size, dtype=np.float32)
+            values = np.round(values / grain) * np.float32(grain) if grain else values
+            values[rng.random(size) < masked] = -np.inf
+            for width in (1, 7, 50, 2000):
+                order = np.argsort(-values, kind="stable")
+                order = order[values[order] > -np.inf]
+                best, left_out = beam._best(values.copy(), width)
+                assert best.tolist() == sorted(order[:width].tolist())
+                assert left_out == (values[order[width]] if len(order) > width else -np.inf)
+
+
 class TestAWave:
     def test_permuting_requests_permutes_answers(self):
         _, trie, decoder = medium()
