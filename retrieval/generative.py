@@ -225,6 +225,6 @@ def fused(answers: Sequence[Answer], k: int) -> Answer:
 
 
 def _answer(found: Found) -> Answer:
-    if not len(found.rows):
+    if not found.finished:
         return NOTHING
     return Answer(found.rows, found.scores, (GENERATED,) * len(found.rows), found.exact, found.steps)

@@ -56,7 +56,7 @@ class Answer:
             have scales of their own.
         sources: K names: `generated`, `retrieval`, `popular` or `similar`.
         exact: of the generated items, whether they are proven to be those that scoring every eligible item would have
-            given, in this order; None where nothing was generated.
+            given, in this order; None where no generator had its say (it was late, or made no numbers of the history).
         steps: float32, shape (K, L): the share of each code in a generated item's score, NaN for items of other
             sources; None where nothing was generated.
     """
@@ -82,7 +82,7 @@ class Answer:
 
     def followed_by(self, more: "Answer") -> "Answer":
         """This answer with the items of another one behind it."""
-        if not len(more):
+        if not len(more) and more.exact is None:
             return self
         steps = None
         known = self.steps if self.steps is not None else more.steps
