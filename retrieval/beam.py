@@ -29,10 +29,10 @@ SLACK = 1e-3  # by how much rounding may lift a log-probability above zero
 BLOCKS_FROM = 2048  # candidates; fewer are cut at once
 
 
-class Memory(Protocol):
+class Takes(Protocol):
     """What a decoder knows of the requests of a wave."""
 
-    def take(self, indices: IntArray, /) -> "Memory":
+    def take(self, indices: IntArray, /) -> "Takes":
         """Some of them, in this order."""
         ...
 
@@ -88,7 +88,7 @@ class Found:
 
 def search(
     decoder: Steps,
-    memory: Memory,
+    memory: Takes,
     trie: ConstraintTrie,
     searches: Sequence[Search],
     *,
@@ -138,22 +138,6 @@ def _may_gain(found: Found | None) -> bool:
 
 class _Path:
     """One search on its way down the trie."""
-
-    __slots__ = (
-        "ahead",
-        "dead",
-        "denied",
-        "feasible",
-        "floor",
-        "k",
-        "live",
-        "nodes",
-        "pruned",
-        "scores",
-        "search",
-        "trail",
-        "width",
-    )
 
     def __init__(self, search: Search, *, width: int, k: int, denied: Nodes, dead: list[IntArray | None]) -> None:
         self.search, self.live = search, search.live
@@ -237,7 +221,7 @@ class _Path:
 
     def _from_ranges(self, trie: ConstraintTrie, level: int, own: FloatArray, width: int) -> "_Chosen":
         first = trie.first[level]
-        beam, children = _spread(first[self.nodes], first[self.nodes + 1])
+        beam, children = spread(first[self.nodes], first[self.nodes + 1])
         holds = self.live.open[level - len(trie.child)][children]
         dead = self.dead[level]
         if dead is not None:
@@ -269,7 +253,7 @@ class _Path:
         before = self.live.before
         # No more leaves than can be needed, were every denied item in them.
         enough = int((before[hi] - before[lo]).cumsum().searchsorted(self.k + len(self.denied))) + 1
-        leaf, positions = _spread(lo[:enough], hi[:enough])
+        leaf, positions = spread(lo[:enough], hi[:enough])
         allowed = before[positions + 1] > before[positions]
         if len(self.denied):
             allowed[_places(self.denied, positions)[1]] = False
@@ -286,7 +270,7 @@ _Chosen = tuple[IntArray, IntArray, IntArray, FloatArray, float]  # beam, code, 
 
 
 def _wave(
-    decoder: Steps, memory: Memory, trie: ConstraintTrie, paths: Sequence[_Path], stage: Stage
+    decoder: Steps, memory: Takes, trie: ConstraintTrie, paths: Sequence[_Path], stage: Stage
 ) -> list[Found | None]:
     """Leads searches from the root to the leaves in step; None for those that do not arrive."""
     active = list(paths)
@@ -311,7 +295,7 @@ def _wave(
         return [path.items(trie) if len(path.trail) == trie.levels else None for path in paths]
 
 
-def _kept(paths: list[_Path], memory: Memory, is_kept: Sequence[bool]) -> tuple[list[_Path], Memory]:
+def _kept(paths: list[_Path], memory: Takes, is_kept: Sequence[bool]) -> tuple[list[_Path], Takes]:
     """The searches that go on, and what the decoder knows of them."""
     if all(is_kept):
         return paths, memory
@@ -368,7 +352,7 @@ def _largest(values: FloatArray, rank: int) -> float:
     return float(values[at])
 
 
-def _spread(lo: npt.NDArray[Any], hi: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
+def spread(lo: npt.NDArray[Any], hi: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
     """The members of ranges: int64, which range each is of, and the number itself."""
     counts = hi - lo
     ends = counts.cumsum()

@@ -20,7 +20,7 @@ def test_a_quick_run_measures_everything(capsys):
         for excluded in (0, 50):
             assert results[f"N=1000, V=256, R=1, M=50, {mask}, excluded={excluded}"]["ms_per_step"]["low"] > 0
     rivalled = [values for values in results.values() if "times_faster" in values]
-    assert len(rivalled) == 5
+    assert len(rivalled) == 5 + 6, "searches, and masks"
     assert all(values["dictionary_ms_per_step"]["low"] > 0 for values in rivalled)
     assert results["trie, N=1000"]["build_s"] >= 0
     assert results["parallel codes, N=1000, peak=1"]["ms"]["low"] > 0
@@ -59,6 +59,17 @@ def test_the_noise_is_a_model_and_scores_as_a_search_does():
     live = one.trie.live(np.ones(101, np.bool_))
     (found,) = search(model, Nothing(), one.trie, [Search(100, 100, live, np.zeros(0, np.int64))])
     assert np.array_equal(found.scores, model.score(one.table.codes[found.rows]))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_rival_that_masks_other_codes_stops_the_run(level, monkeypatch):
+    one = Catalogue(10_000)  # the last level of which is looked up by ranges
+    ours, theirs = one.masks(level, 30)
+    assert len(theirs()) == 30
+    assert len(ours()) == (30 if level == 1 else 2)
+    monkeypatch.setattr(DictionaryTrie, "mask", lambda _self, prefixes, v: np.zeros((len(prefixes), v), np.float32))
+    with pytest.raises(LoadError, match="masks other codes"):
+        one.masks(level, 30)
 
 
 def test_every_call_has_its_turn_in_every_round():
