@@ -18,20 +18,20 @@ class QuantiserOptions:
     Attributes:
         levels: codes of an item, without the one that numbers twins.
         codewords: V, codewords of each level; FSQ has its grid instead.
-        quantiser_width: E, the width in which an RQ-VAE quantises, or of the hidden layer of an FSQ decoder.
+        quantiser_width: E, the width in which an RQ-VAE quantises, or of the decoder of FSQ; 0 leaves it to them.
         quantiser_epochs: passes over the vectors; 0 leaves it to the quantiser.
         quantiser_rate: learning rate of its Adam.
     """
 
     levels: int = 3
     codewords: int = 256
-    quantiser_width: int = 32
+    quantiser_width: int = 0
     quantiser_epochs: int = 0
     quantiser_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         """Raises `InvalidOption` where a value is out of its range."""
-        for name, least in {"levels": 1, "codewords": 2, "quantiser_width": 1, "quantiser_epochs": 0}.items():
+        for name, least in {"levels": 1, "codewords": 2, "quantiser_width": 0, "quantiser_epochs": 0}.items():
             if getattr(self, name) < least:
                 raise InvalidOption(f"{name} {getattr(self, name)} must be at least {least}")
         if not 0 < self.quantiser_rate < float("inf"):
@@ -69,3 +69,8 @@ def unexplained(vectors: FloatArray, rebuilt: Any) -> float:
     """The squared error of (n, D) rebuilt vectors as a share of the variance of the vectors; 0 where all are equal."""
     spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
     return float(((vectors - rebuilt) ** 2).sum()) / spread if spread else 0.0
+
+
+def batch_size(n: int, largest: int) -> int:
+    """Vectors of one training step: an epoch over a small catalog has at least eight steps, or it would learn nothing."""
+    return max(1, min(largest, -(-n // 8)))
