@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from retrieval.errors import InvalidInput
 from retrieval.faiss_index import FaissIndex
 from retrieval.filters import Eligible
-from retrieval.index import CandidateIndex, ExactIndex, Found
+from retrieval.index import CandidateIndex, ExactIndex, Found, GrownIndex
 
 N, D = 3_000, 16
 NONE = np.zeros(0, np.int64)
@@ -25,10 +25,19 @@ def _vectors(n: int = N, seed: int = 0) -> np.ndarray:
     return np.concatenate([np.zeros((1, D)), points]).astype(np.float32)
 
 
+def _old(vectors: np.ndarray) -> int:
+    """Of a growing index: most of the rows, all of a few."""
+    return len(vectors) - len(vectors) // 50
+
+
 VECTORS = _vectors()
 BUILDS: dict[str, Callable[[np.ndarray], CandidateIndex]] = {
     "exact": ExactIndex,
     "ivf": lambda vectors: FaissIndex.build(vectors, width=6),
+    "exact, grown": lambda vectors: GrownIndex(ExactIndex(vectors[:-1]), vectors[-1:]),
+    "ivf, grown": lambda vectors: GrownIndex(
+        FaissIndex.build(vectors[: _old(vectors)], width=10), vectors[_old(vectors) :]
+    ),
 }
 INDEXES = {name: build(VECTORS) for name, build in BUILDS.items()}
 every_index = pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES.keys())

@@ -128,7 +128,9 @@ def test_a_manifest_that_is_not_json(copy: Path, content: bytes) -> None:
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("field", [name for name in Manifest.__slots__ if name not in ("layout", "kind", "files", "generation")])
+@pytest.mark.parametrize(
+    "field", [name for name in Manifest.__slots__ if name not in ("layout", "kind", "files", "generation")]
+)
 def test_a_manifest_that_lacks_a_field(copy: Path, field: str) -> None:
     edit(copy, lambda raw: raw.pop(field))
     with pytest.raises(BundleTorn, match="lacks or misspells a field"):
@@ -142,6 +144,7 @@ def test_a_manifest_that_lacks_a_field(copy: Path, field: str) -> None:
         {"files": {"catalog.npz": "a digest"}},
         {"files": None},
         {"index": "exact"},
+        {"generation": ["beams"]},
         {"index": None},
         {"graphs": ["encoder.onnx"]},
         {"graphs": {"encoder": {"file": "encoder.onnx"}}},
@@ -156,6 +159,13 @@ def test_a_manifest_with_a_field_of_another_type(copy: Path, change: dict[str, A
     edit(copy, lambda raw: raw.update(change))
     with pytest.raises(BundleTorn, match=r"manifest\.json|lists no"):
         Bundle.open(copy)
+
+
+def test_a_bundle_from_before_there_were_generators(copy: Path) -> None:
+    edit(copy, lambda raw: raw.pop("generation"))
+    opened = Bundle.open(copy)
+    assert opened.manifest.generation == {}
+    assert (opened.codes, opened.text_vectors) == (None, None)
 
 
 # --- foreign and newer -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.catalog import MAX_ID_CHARS, Catalog, Numbers, Tags, Words
+from retrieval.catalog import MAX_ID_CHARS, Catalog, NewItem, Numbers, Tags, Words
 from retrieval.errors import BundleTorn, InvalidInput, UnknownItem
 from retrieval.sequences import PAD_ROW
 
@@ -157,3 +157,79 @@ def test_a_year_is_answered_as_a_whole_number_and_a_price_is_not():
     ]
     assert isinstance(made.attributes(1)["year"], int)
     assert isinstance(made.attributes(1)["price"], float)
+
+
+# --- a catalog that grows ------------------------------------------------------------------------------------
+
+known = {
+    "price": st.none() | st.integers(0, 9),
+    "title": st.none() | text,
+    "tags": st.none() | st.lists(text, max_size=3),
+}
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[list[NewItem]]:
+    item = st.builds(
+        NewItem,
+        st.sampled_from("abcdefgh"),
+        st.fixed_dictionaries({}, optional=known),
+        st.integers(0, 5).map(float),
+        st.booleans(),
+    )
+    return draw(st.lists(st.lists(item, max_size=4, unique_by=lambda i: i.item_id), max_size=4))
+
+
+@given(changes())
+@settings(max_examples=100, deadline=None)
+def test_a_catalog_that_grew_is_the_one_that_was_built_so(waves: list[list[NewItem]]) -> None:
+    """In any order of changes: the last attributes, the first popularity, rows in order of appearance."""
+    first = [NewItem("a", {"price": 1, "title": "x", "tags": ["t", "u"]}, 3.0), NewItem("b", {"tags": ["v"]}, 2.0)]
+    attributes = {name: [item.attributes.get(name) for item in first] for name in known}
+    grown = Catalog.build([i.item_id for i in first], popularity=[i.popularity for i in first], attributes=attributes)
+    state = {item.item_id: item for item in first}
+    for wave in waves:
+        before = grown, [grown.attributes(row) for row in range(1, len(grown) + 1)]
+        grown = grown.with_items(wave)
+        assert [before[0].attributes(row) for row in range(1, len(before[0]) + 1)] == before[1]
+        for item in wave:
+            popularity = state[item.item_id].popularity if item.item_id in state else item.popularity
+            state[item.item_id] = NewItem(item.item_id, item.attributes, popularity, item.available)
+    assert grown.ids == ("", *state)
+    assert grown.trained == 2
+    for row, item in enumerate(state.values(), start=1):
+        assert grown.row(item.item_id) == row
+        assert grown.popularity[row] == item.popularity
+        assert grown.available[row] == item.available
+        assert grown.attributes(row) == {k: v for k, v in item.attributes.items() if v is not None and v != []}
+    assert (grown.popularity[0], grown.available[0]) == (0, False)
+
+
+def test_an_attribute_that_nobody_had_is_a_column_of_its_own() -> None:
+    grown = toy.catalog().with_items([NewItem("n", {"pages": 3, "shelf": "A", "moods": ["dark"], "gone": None})])
+    assert grown.attributes(21) == {"pages": 3, "shelf": "A", "moods": ["dark"]}
+    assert "pages" not in grown.attributes(1)
+    assert grown.attributes(3) == toy.catalog().attributes(3)
+
+
+def test_what_is_taken_out_is_unavailable_and_known() -> None:
+    catalog = toy.catalog()
+    less = catalog.without(np.array([2, 3]))
+    assert np.flatnonzero(catalog.available & ~less.available).tolist() == [2, 3]
+    assert less.attributes(2) == catalog.attributes(2)
+
+
+@pytest.mark.parametrize(
+    ("items", "says"),
+    [
+        ([NewItem("x"), NewItem("x")], "'x' stands twice among the changes"),
+        ([NewItem("x" * 257)], "257 characters"),
+        ([NewItem("x", {"price": "3"})], "'price' holds numbers"),
+        ([NewItem("x", {"title": 3})], "'title' holds strings"),
+        ([NewItem("x", {"categories": "red"})], "'categories' holds lists of strings"),
+        ([NewItem("x", {"categories": ["red", 3]})], "'categories' holds lists of strings"),
+    ],
+)
+def test_a_change_that_contradicts_the_catalog_is_refused(items: list[NewItem], says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        toy.catalog().with_items(items)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import filters
-from retrieval.catalog import Catalog
+from retrieval.catalog import Catalog, NewItem
 from retrieval.errors import InvalidFilter
 from retrieval.filters import LONG_INCLUDE, NO_FILTER, AttributeRule, Filter, Filters
 
@@ -288,3 +288,21 @@ def test_a_rule_keeps_its_list_out_of_the_callers_hands() -> None:
     values.append(3)
     assert rule.value == (1, 2)
     assert hash(rule) == hash(AttributeRule("price", "in", (1, 2)))
+
+
+# --- items that came later -----------------------------------------------------------------------------------
+
+
+def test_only_new_items_are_those_behind_the_trained_ones() -> None:
+    grown = toy.catalog().with_items(
+        [NewItem("a", {"categories": ["red"]}), NewItem("b", available=False), NewItem("c"), NewItem("i03")]
+    )
+    filters = Filters(grown)
+    assert filters.eligible(Filter(new_only=True)).rows.tolist() == [21, 23]
+    assert filters.eligible(Filter(new_only=True, any_categories=("red",))).rows.tolist() == [21]
+    assert filters.eligible(Filter(new_only=True)) is filters.eligible(Filter(new_only=True))
+    assert filters.eligible(NO_FILTER).count == 21
+
+
+def test_a_catalog_that_did_not_grow_has_no_new_items(toy_filters: Filters) -> None:
+    assert toy_filters.eligible(Filter(new_only=True)).count == 0

@@ -1,26 +1,28 @@
 """The compositions: what is encoded, what is grouped, what is filled, and the promise under thousands of requests."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toy
 from threadpoolctl import threadpool_info
+from toy_generative import UNCODED, codes, toy_generative
 
 from retrieval import bundle
 from retrieval.bundle import Bundle
 from retrieval.catalog import Catalog
+from retrieval.codes import CodeTable
 from retrieval.encoder import MeanEncoder
 from retrieval.errors import BundleForeign, EmptyHistory
 from retrieval.faiss_index import FaissIndex
 from retrieval.filters import NO_FILTER, AttributeRule, Eligible, Filter, Filters
 from retrieval.index import CandidateIndex, ExactIndex
 from retrieval.inputs import Request
-from retrieval.recommenders import Composed, Dense, Popular, Query, Served, Similar, load
+from retrieval.recommenders import Composed, Dense, Popular, Query, Served, load
 from retrieval.sequences import EMPTY, FloatArray, History
+from retrieval.trie import ConstraintTrie
 
 NONE = np.zeros(0, np.int64)
 REQUESTS = int(os.environ.get("SEQUITUR_PROPERTY_REQUESTS", "1000"))
@@ -127,62 +129,7 @@ def test_loading_refuses_a_graph_of_another_width_than_the_vectors(tmp_path: Pat
         load(Bundle.open(tmp_path / "odd"))
 
 
-# --- dense -----------------------------------------------------------------------------------------------
-
-
-class Watched:
-    """An exact index that remembers how it was asked."""
-
-    name = "watched"
-
-    def __init__(self, vectors: FloatArray) -> None:
-        self.index = ExactIndex(vectors)
-        self.sizes: list[int] = []
-
-    def search(self, queries, k, eligible, exclude):
-        self.sizes.append(len(queries))
-        return self.index.search(queries, k, eligible, exclude)
-
-
-def test_a_batch_is_encoded_once_and_searched_once_per_selection(anything: Eligible) -> None:
-    encoder, index, stages = MeanEncoder(toy.vectors()), Watched(toy.vectors()), []
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        stages.append(name)
-        yield
-
-    other = Eligible.of(anything.mask.copy())
-    batch = [query([n + 1], 3, other if n == 2 else anything) for n in range(5)]
-    answers = Dense(encoder, index).recommend(batch, stage)
-    assert stages == ["encode", "retrieve"]
-    assert sorted(index.sizes) == [1, 4]
-    assert [int(answer.rows[0]) for answer in answers] == [1, 2, 3, 4, 5]
-
-
-def test_dense_alone_refuses_an_empty_history(anything: Eligible) -> None:
-    dense = Dense(MeanEncoder(toy.vectors()), ExactIndex(toy.vectors()))
-    with pytest.raises(EmptyHistory, match="popular items"):
-        dense.recommend([query([1], 3, anything), query([], 3, anything)])
-
-
-class Sick:
-    """Encodes item 7 to NaN, everything else well."""
-
-    def encode(self, requests: Sequence[Request]) -> FloatArray:
-        encoded = MeanEncoder(toy.vectors()).encode(requests)
-        encoded[[7 in r.history.rows for r in requests]] = np.nan
-        return encoded
-
-
-def test_an_embedding_of_nan_is_filled_from_popular_and_harms_nobody_else(anything: Eligible) -> None:
-    dense = Dense(Sick(), ExactIndex(toy.vectors()))
-    composed = Composed(dense, Popular(toy.catalog()))
-    well, sick, also_well = composed.recommend([query([n], 3, anything, [n]) for n in (3, 7, 9)])
-    assert well.source == also_well.source == "retrieval"
-    assert sick.sources == ("popular",) * 3
-    assert sick.rows.tolist() == [1, 2, 3]
-    assert len(dense.recommend([query([7], 3, anything)])[0]) == 0
+# --- what is filled --------------------------------------------------------------------------------------------------
 
 
 class Short:
@@ -202,7 +149,7 @@ def test_what_retrieval_leaves_open_is_filled_without_repeats(anything: Eligible
     assert np.isfinite(answer.scores).all()
 
 
-# --- popular and similar ---------------------------------------------------------------------------------
+# --- popular --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -221,28 +168,84 @@ def test_popular_is_the_sorted_list_without_what_is_barred(seed: int) -> None:
     assert answer.sources == ("popular",) * len(want)
 
 
-def test_similar_items_point_the_same_way_and_never_are_the_item_itself(anything: Eligible) -> None:
-    vectors = toy.vectors()
-    answer = Similar(vectors).similar(5, 6, anything, np.array([4]))
-    cosine = vectors @ vectors[5] / (np.linalg.norm(vectors, axis=1).clip(1e-9) * np.linalg.norm(vectors[5]))
-    want = [row for row in np.argsort(-cosine) if row not in (0, 4, 5, 20)][:6]
-    assert sorted(answer.rows.tolist()) == sorted(want)
-    np.testing.assert_allclose(answer.scores, cosine[answer.rows], rtol=1e-5)
-    assert answer.sources == ("similar",) * 6
+# --- ways down: generated, retrieved, popular ------------------------------------------------------------
 
 
-def test_similarity_is_not_a_matter_of_length(anything: Eligible) -> None:
-    vectors = toy.vectors()
-    vectors[12] *= 1000
-    assert Similar(vectors).similar(5, 2, anything, NONE).rows.tolist() == [6, 4]
+def test_each_query_goes_to_the_best_that_can_read_it(generating: Served) -> None:
+    everything = generating.filters.eligible(NO_FILTER)
+    coded, uncoded, nobody = generating.recommender.recommend(
+        [query([3], 4, everything), query([UNCODED], 4, everything), query([], 4, everything)]
+    )
+    assert (coded.source, uncoded.source, nobody.source) == ("generated", "retrieval", "popular")
+    assert coded.exact is True
+    assert (uncoded.exact, uncoded.steps) == (None, None)
+    assert (generating.recommender.name, generating.dense.name) == ("generative", "dense")
 
 
-def test_an_item_without_a_vector_has_similar_items_all_the_same(anything: Eligible) -> None:
-    vectors = toy.vectors()
-    vectors[5] = 0
-    answer = Similar(vectors).similar(5, 3, anything, NONE)
-    assert answer.rows.tolist() == [1, 2, 3]
-    assert np.isfinite(answer.scores).all()
+def test_items_without_a_code_come_behind_the_generated_ones(generating: Served) -> None:
+    everything = generating.filters.eligible(NO_FILTER)
+    (answer,) = generating.recommender.recommend([query([3], 50, everything, [3])])
+    assert answer.sources == ("generated",) * 17 + ("retrieval",)
+    assert answer.rows[-1] == UNCODED
+    assert answer.steps is not None
+    assert answer.steps.shape == (18, 3)
+    assert np.isnan(answer.steps).all(axis=1).tolist() == [False] * 17 + [True]
+
+
+def test_a_generator_that_is_late_is_answered_for_by_the_encoder(generating: Served) -> None:
+    everything = generating.filters.eligible(NO_FILTER)
+    late = Query(Request(History.of_rows([9])), 4, everything, np.array([9]), in_time=lambda: False)
+    on_time, answered = generating.recommender.recommend([query([9], 4, everything, [9]), late])
+    assert on_time.source == "generated"
+    assert answered.rows.tolist() == generating.dense.recommend([late])[0].rows.tolist()
+    assert answered.sources == ("retrieval",) * 4
+
+
+def test_without_an_encoder_the_generator_falls_back_on_what_is_popular(tmp_path: Path) -> None:
+    served = load(Bundle.open(toy_generative(tmp_path / "alone", dense=False)))
+    everything = served.filters.eligible(NO_FILTER)
+    coded, uncoded = served.recommender.recommend([query([3], 4, everything), query([UNCODED], 4, everything)])
+    assert (coded.source, uncoded.source, served.dense.name) == ("generated", "popular", "popular")
+    assert served.rankers == (served.generative,)
+    assert served.text_vectors is served.bundle.text_vectors
+
+
+def test_a_hybrid_bundle_merges_both(tmp_path: Path) -> None:
+    served = load(Bundle.open(toy_generative(tmp_path / "hybrid", generation={"candidates": "hybrid"})))
+    everything = served.filters.eligible(NO_FILTER)
+    (answer,) = served.recommender.recommend([query([9], 6, everything, [9])])
+    assert served.recommender.name == "hybrid"
+    assert set(answer.sources) == {"generated", "retrieval"}
+    assert (np.diff(answer.scores) <= 0).all()
+
+
+def test_ranking_is_done_by_the_best_that_can_read_it(generating: Served, served: Served) -> None:
+    rows = np.array([5, 0, UNCODED, 5])
+    coded = Request(History.of_rows([3]))
+    np.testing.assert_array_equal(generating.rank(coded, rows), generating.generative.rank([coded], [rows])[0])
+    uncoded = Request(History.of_rows([UNCODED]))
+    np.testing.assert_array_equal(generating.rank(uncoded, rows), served.rank(uncoded, rows))
+    assert np.isneginf(served.rank(coded, rows)).tolist() == [False, True, False, False]
+    with pytest.raises(EmptyHistory, match="rank by popularity"):
+        generating.rank(Request(EMPTY), rows)
+
+
+def test_a_hybrid_bundle_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    bundle_path = toy_generative(tmp_path / "half", dense=False, generation={"candidates": "hybrid"})
+    with pytest.raises(BundleForeign, match="hybrid candidates and the bundle has no encoder"):
+        load(Bundle.open(bundle_path))
+
+
+def test_a_trie_of_other_codes_is_refused(tmp_path: Path) -> None:
+    path = toy_generative(tmp_path / "odd")
+    manifest = Bundle.open(path).manifest
+    other = codes().codes.copy()
+    other[1] = other[2]
+    ConstraintTrie.build(CodeTable(other, codes().vocabulary)).save(path / bundle.TRIE)
+    (path / bundle.MANIFEST).unlink()
+    bundle.seal(path, manifest)
+    with pytest.raises(BundleForeign, match="made from other codes"):
+        load(Bundle.open(path))
 
 
 # --- the promise -----------------------------------------------------------------------------------------

@@ -42,6 +42,16 @@ def test_the_newest_events_of_a_history_stay_together() -> None:
     assert len(history.newest(0)) == 0
 
 
+def test_a_part_of_a_history_keeps_its_columns_together() -> None:
+    history = History.of_events(np.array([3, 4, 5]), [1, 2, 3], [4.5, 1.0, None], [10.0, 20.0, 30.0])
+    part = history.where(np.array([True, False, True]))
+    assert part.rows.tolist() == [3, 5]
+    assert part.event_types.tolist() == [1, 3]
+    assert part.timestamps.tolist() == [10, 30]
+    assert history.where(np.ones(3, bool)) is history
+    assert len(EMPTY.where(np.zeros(0, bool))) == 0
+
+
 def test_a_history_of_rows_has_types_values_and_times_to_go_with_them() -> None:
     history = History.of_rows([4, 5])
     assert (history.rows.dtype, history.event_types.dtype, history.values.dtype, history.timestamps.dtype) == (
