@@ -1,9 +1,10 @@
-"""`python -m models`: train, evaluate, compare, cases, list, inspect.
+"""`python -m models`: train, evaluate, compare, cases, transfer, list, inspect.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
 python -m models evaluate --bundle artifacts/ml-1m --data ml-1m --events DIR --split loo --k 10,20
 python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m --events DIR
 python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --limit 2000 --out cases.jsonl
+python -m models transfer --model recgpt --train s3rec:A microlens:B --tune windows:V --test windows:T --out artifacts/t
 python -m models list
 python -m models inspect  artifacts/ml-1m
 """
@@ -13,15 +14,16 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from models import runs
+from models import runs, transfer
 from models.errors import ExportError
 from models.export import EXACT_BELOW
 from models.layouts import layouts
 from models.progress import Progress
 from models.registry import families
+from models.semantic_ids import SemanticIdConfig
 from retrieval.bundle import Bundle
 from retrieval.errors import SequiturError
 
@@ -56,6 +58,7 @@ def _train(options: argparse.Namespace, progress: Progress) -> int:
             overwrite=options.overwrite,
             target_recall=options.target_recall,
             exact_below=options.exact_below,
+            dense=options.dense,
         )
     except (KeyboardInterrupt, OSError, ExportError):
         kept = runs.workbench(options.out.resolve())
@@ -113,11 +116,33 @@ def _cases(options: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
+def _transfer(options: argparse.Namespace, progress: Progress) -> int:
+    done = transfer.transfer(
+        options.model,
+        options.train,
+        options.tune,
+        options.test,
+        options.out,
+        dict(options.set),
+        progress=progress,
+        resume=options.resume,
+    )
+    print(done)
+    if options.json:
+        options.json.write_text(json.dumps(done.to_json(), indent=2) + "\n")
+    if options.results:
+        done.append(options.results, command=shlex.join(["python", "-m", "models", *sys.argv[1:]]))
+    return 0
+
+
 def _list(_options: argparse.Namespace, _progress: Progress) -> int:
     for name, family in families().items():
         print(f"{name}\n  paper     {family.paper}\n  stage     {family.stage}\n  status    {family.status}")
         defaults = ", ".join(f"{key}={value}" for key, value in asdict(family.Config()).items())
         print(f"  defaults  {defaults}")
+        if family.stage == "generator":
+            coding = asdict(replace(SemanticIdConfig(), **family.semantic))
+            print(f"  semantic  {', '.join(f'{key}={value}' for key, value in coding.items())}")
         if family.recipe:
             print(f"  recipe    {', '.join(f'{key}={value}' for key, value in family.recipe.items())}")
     return 0
@@ -129,7 +154,7 @@ def _inspect(options: argparse.Namespace, _progress: Progress) -> int:
     print(f"{bundle.name}   digest {bundle.digest}")
     for name in ("kind", "model", "created", "git_commit", "seed", "window", "exclude_seen"):
         print(f"  {name:<14}{getattr(manifest, name)}")
-    for name in ("data", "hyper_parameters", "index", "metrics"):
+    for name in ("data", "hyper_parameters", "generation", "index", "metrics"):
         print(f"  {name}")
         for key, value in getattr(manifest, name).items():
             print(f"    {key:<20}{value}")
@@ -144,6 +169,13 @@ def _inspect(options: argparse.Namespace, _progress: Progress) -> int:
 
 def _source(options: argparse.Namespace) -> runs.Source:
     return runs.Source(options.data, options.events, options.items, options.on_bad_row, options.core)
+
+
+def _located(text: str) -> runs.Source:
+    layout, colon, path = text.partition(":")
+    if not colon or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LAYOUT:PATH")
+    return runs.Source(layout, [Path(path)])
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -193,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="replace what stands at OUT or OUT.training")
     train.add_argument("--target-recall", type=float, default=0.98, help="of an approximate index against exact")
     train.add_argument("--exact-below", type=int, default=EXACT_BELOW, help="items up to which search is exact")
+    train.add_argument("--dense", type=Path, help="bundle of an encoder to fall back on, for a generator")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", parents=[data], help="measure a bundle on a log")
@@ -222,6 +255,18 @@ def _parser() -> argparse.ArgumentParser:
     cases.add_argument("--seed", type=int, default=0, help="of the draw")
     cases.add_argument("--out", required=True, type=Path, help="file to write")
     cases.set_defaults(run=_cases)
+
+    moved = commands.add_parser("transfer", help="train on some catalogs and measure on another")
+    moved.add_argument("--model", required=True)
+    moved.add_argument("--train", required=True, type=_located, nargs="+", metavar="LAYOUT:PATH")
+    moved.add_argument("--tune", required=True, type=_located, metavar="LAYOUT:PATH", help="older than the test")
+    moved.add_argument("--test", required=True, type=_located, metavar="LAYOUT:PATH", help="last events are asked for")
+    moved.add_argument("--out", required=True, type=Path, help="directory of checkpoints and weights")
+    moved.add_argument("--set", action="append", type=_pair, default=[], metavar="key=value", help="any option")
+    moved.add_argument("--resume", action="store_true", help="go on with what stands in OUT")
+    moved.add_argument("--json", type=Path, help="also write the figures there")
+    moved.add_argument("--results", type=Path, help="append the tables to this file")
+    moved.set_defaults(run=_transfer)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)

@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def compare(
     seen: Seen = "filtered",
     negatives: int | None = None,
     seed: int = 0,
+    lists: Sequence[Report] = (),
     remarks: Mapping[str, str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
@@ -119,14 +120,15 @@ def compare(
         scorers: what is judged; none at all compares the baselines.
         train: what the baselines learn from.
         cases, n_items, ks, seen, negatives, seed, on_progress: as in `evaluate`.
-        remarks: by name of a scorer.
+        lists: reports on the same cases of models that give lists and no scores; what is not in a list is a miss.
+        remarks: by name.
 
     Raises:
         InvalidInput: two scorers bear the same name, or `evaluate` refuses.
     """
     counted = baselines.fitted(train, n_items)
     everyone: list[Scorer] = [*counted, *scorers]
-    names = [scorer.name for scorer in everyone]
+    names = [*(scorer.name for scorer in everyone), *(listed.name for listed in lists)]
     if len(set(names)) < len(names):
         raise InvalidInput(f"the scorers {names} do not all have names of their own; rename one")
     reports = [
@@ -142,6 +144,10 @@ def compare(
         )
         for scorer in everyone
     ]
+    for listed in lists:
+        if not listed.protocol.endswith(f"seen items {seen}") or listed.users is not cases.users:
+            raise InvalidInput(f"{listed.name} was not judged on these cases with seen items {seen}; evaluate it again")
+        reports.append(replace(listed, protocol=reports[0].protocol))
     return beside(reports, {scorer.name for scorer in counted}, headline=f"ndcg@{ks[0]}", seed=seed, remarks=remarks)
 
 

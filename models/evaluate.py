@@ -18,9 +18,9 @@ from retrieval import recommenders
 from retrieval.bundle import Bundle
 from retrieval.encoder import OnnxEncoder, SequenceEncoder
 from retrieval.errors import InvalidInput
-from retrieval.filters import NO_FILTER
+from retrieval.filters import NO_FILTER, Eligible
 from retrieval.inputs import Request, Tables
-from retrieval.recommenders import Query
+from retrieval.queries import Query, Recommender
 from retrieval.sequences import PAD_ROW, BoolArray, FloatArray, History, IntArray
 
 BATCH = 64  # scores of ten thousand items then stay in a core's cache while they are ranked
@@ -207,19 +207,56 @@ def evaluate_served(
     threads: int = 1,
     on_progress: OnProgress | None = None,
 ) -> Report:
-    """The report of a bundle through the recommender that serves: index, availability and fallbacks included.
-
-    A target that is not in the list of the longest k is a miss, whatever kept it out.
+    """The report of a bundle through the recommender that serves: index, beams, availability and fallbacks included.
 
     Args:
         bundle: what is judged.
         cases, ks, seen, seed, on_progress: as in `evaluate`.
         threads: cores that a batch may use.
     """
-    _check(cases, ks)
     served = recommenders.load(bundle, threads=threads)
-    eligible, nothing = served.filters.eligible(NO_FILTER), np.zeros(0, np.int64)
-    n_items, k = len(served.catalog), max(ks)
+    how = f"{bundle.manifest.index.get('kind', 'exact')} index"
+    if bundle.manifest.kind == "generative":
+        how = f"{bundle.manifest.generation['beams']} beams"
+    return evaluate_lists(
+        served.recommender,
+        cases,
+        name=bundle.manifest.model,
+        how=f"as served by {bundle.name} ({how})",
+        eligible=served.filters.eligible(NO_FILTER),
+        ks=ks,
+        seen=seen,
+        seed=seed,
+        on_progress=on_progress,
+    )
+
+
+def evaluate_lists(
+    recommender: Recommender,
+    cases: Cases,
+    *,
+    name: str,
+    how: str,
+    eligible: Eligible,
+    ks: Sequence[int] = (10, 20),
+    seen: Seen = "filtered",
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """The report of a recommender by the lists that it gives.
+
+    A target that is not in the list of the longest k is a miss, whatever kept it out.
+
+    Args:
+        recommender: what is judged.
+        cases, ks, seen, seed, on_progress: as in `evaluate`.
+        name: how tables call it.
+        how: where the lists come from, for the protocol.
+        eligible: the rows that may be returned.
+    """
+    _check(cases, ks)
+    nothing = np.zeros(0, np.int64)
+    n_items, k = len(eligible.mask) - 1, max(ks)
     began = time.perf_counter()
     found = np.full(len(cases), MISS, dtype=np.int64)
     shown = {length: np.zeros(n_items + 1, dtype=np.bool_) for length in ks}
@@ -230,9 +267,7 @@ def evaluate_served(
             Query(Request(history, at), k, eligible, history.rows if seen == "filtered" else nothing)
             for history, at in zip(histories, cases.times[start : start + BATCH].tolist(), strict=True)
         ]
-        for case, (query, answer) in enumerate(
-            zip(queries, served.recommender.recommend(queries), strict=True), start=start
-        ):
+        for case, (query, answer) in enumerate(zip(queries, recommender.recommend(queries), strict=True), start=start):
             already += int(cases.targets[case] in query.request.history.rows)
             place = np.flatnonzero(answer.rows == cases.targets[case])
             if len(place):
@@ -241,12 +276,11 @@ def evaluate_served(
                 shown[length][answer.rows[:length]] = True
         if on_progress is not None:
             on_progress(start + len(histories), len(cases))
-    index = bundle.manifest.index.get("kind", "exact")
     return report(
-        bundle.manifest.model,
+        name,
         found,
         cases,
-        protocol=f"{cases.words}; lists of {k} as served by {bundle.name} ({index} index), seen items {seen}",
+        protocol=f"{cases.words}; lists of {k} {how}, seen items {seen}",
         n_items=n_items,
         ks=ks,
         coverage={f"coverage@{length}": metrics.coverage(shown[length]) for length in ks},

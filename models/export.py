@@ -4,6 +4,7 @@ The graph computes the newest slot only. Before the bundle gets its name, the gr
 model in torch, at windows of 1, 2 and L and on every sample history, and must agree; the manifest says how nearly.
 """
 
+import inspect
 import json
 import logging
 import subprocess
@@ -105,25 +106,54 @@ def export(
 
 def write_graph(model: Any, path: Path, samples: Sequence[History]) -> None:
     """Writes the ONNX graph of `model.forward`, with dynamic batch and length."""
+    feeds, shapes = example(model, samples)
+    trace(model, feeds, shapes, path, inputs=model.inputs, outputs=("query",))
+
+
+def example(model: Any, samples: Sequence[History]) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to trace a graph with, and which of their dimensions are the batch and the length."""
     requests = [Request(h) for h in samples[:2]] * (1 if len(samples) > 1 else 2)  # two: a batch of one is a constant
     length = min(max(max(len(r.history) for r in requests), 3), model.config.window)
     feeds = tensors(model, requests, length=length)
     by_batch = {0: torch.export.Dim("B")}
     # A window of one event has but one length, and the exporter takes no dimension of one size.
     by_length = by_batch | ({1: torch.export.Dim("L", max=model.config.window)} if model.config.window > 1 else {})
-    shapes = tuple(by_length if feed.ndim > 1 and feed.shape[1] == length else by_batch for feed in feeds)
+    return feeds, tuple(by_length if feed.ndim > 1 and feed.shape[1] == length else by_batch for feed in feeds)
+
+
+def trace(
+    module: torch.nn.Module,
+    feeds: tuple[torch.Tensor, ...],
+    shapes: tuple[dict[int, Any], ...],
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
+    """Writes the ONNX graph of a module's `forward`.
+
+    Args:
+        module: in evaluation mode.
+        feeds: an example of its inputs, every dynamic dimension of at least two.
+        shapes: the dynamic dimensions of each.
+        path: where to.
+        inputs, outputs: names; a colon becomes an underscore.
+
+    Raises:
+        ExportError: the exporter gave up.
+    """
     # The exporter warns of its own internals, and of a package that nobody here uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            module,
             feeds,
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=shapes,
-            input_names=[name.replace(":", "_") for name in model.inputs],
-            output_names=["query"],
+            dynamic_shapes=(shapes,) if _takes_any(module) else shapes,
+            input_names=[name.replace(":", "_") for name in inputs],
+            output_names=list(outputs),
             optimize=True,
             verbose=False,
         )
@@ -179,6 +209,11 @@ def parity(
         "largest_difference": largest,
         f"identical_top{LIST}": same / len(samples),
     }
+
+
+def _takes_any(module: torch.nn.Module) -> bool:
+    """Whether `forward` takes `*feeds`, whose shapes the exporter wants in a tuple of their own."""
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
 def _compared(model: Any, encoder: OnnxEncoder, histories: Sequence[History]) -> tuple[FloatArray, FloatArray]:

@@ -1,6 +1,7 @@
 """Every system by name. A model is one file in a family folder, and nobody edits a list.
 
-A family is a `torch.nn.Module` class with a few facts about itself (see `Family`). Importing its file registers it.
+A family is a `torch.nn.Module` class with a few facts about itself (see `Encoder` and `Generator`). Importing its file
+registers it.
 """
 
 import importlib
@@ -11,16 +12,19 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 
-from models import encoders
+from models import encoders, generators
 from models.errors import InvalidOption, UnknownModel
+from retrieval.inputs import Tables
+
+Loss = tuple[torch.Tensor, int]
 
 
 class Family(Protocol):
-    """What training, evaluation and export need of a sequence encoder.
+    """What is true of every model.
 
     Attributes:
         paper: authors, title, venue.
-        stage: where it stands in a request: `encoder`.
+        stage: where it stands in a request: `encoder` or `generator`.
         status: how far our copy is held against its paper, in a few words.
         Config: frozen dataclass of its hyper-parameters.
         recipe: training options whose defaults this family changes.
@@ -38,6 +42,10 @@ class Family(Protocol):
     exclude_seen: ClassVar[bool]
     config: Any
 
+
+class Encoder(Family, Protocol):
+    """A model that makes one query out of a history, to be compared with item vectors."""
+
     def hidden(self, *feeds: torch.Tensor) -> torch.Tensor:
         """float32 (B, L, D): at each slot, the query for what comes next."""
         ...
@@ -48,6 +56,36 @@ class Family(Protocol):
 
     def item_vectors(self) -> torch.Tensor:
         """float32 (N + 1, D): what queries are compared with; row 0 is zero."""
+        ...
+
+
+class Generator(Family, Protocol):
+    """A model that writes the codes of the next item, level by level or all levels at once.
+
+    Attributes:
+        semantic: options of `models.semantic_ids` whose defaults this family changes.
+        memory_names: what `prefill` gives; empty where one pass gives all distributions.
+        tables: what its inputs gather from beside the histories: the codes and, where it reads them, text vectors.
+    """
+
+    semantic: ClassVar[Mapping[str, Any]]
+    memory_names: ClassVar[tuple[str, ...]]
+    tables: Tables
+
+    def loss(self, feeds: tuple[torch.Tensor, ...], targets: torch.Tensor, real: torch.Tensor) -> Loss:
+        """The mean over all targets, catalog rows (B, n), whose slot is real, bool (B, n); and how many they are."""
+        ...
+
+    def prefill(self, *feeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What all steps of a request share; every tensor has the batch first."""
+        ...
+
+    def step(self, prefix: torch.Tensor, *memory: torch.Tensor) -> torch.Tensor:
+        """float32 (B, M, V): log-probabilities of the next code; prefix int64 (B, M, T + 1): 0, then the T codes."""
+        ...
+
+    def distributions(self, *feeds: torch.Tensor) -> torch.Tensor:
+        """float32 (B, L, V): log-probabilities of every level; only where `memory_names` is empty."""
         ...
 
 
@@ -66,11 +104,12 @@ def register(name: str) -> Callable[[type], type]:
     return add
 
 
-def families() -> dict[str, Any]:
-    """Every registered family by name."""
-    for module in pkgutil.iter_modules(encoders.__path__, encoders.__name__ + "."):
-        importlib.import_module(module.name)
-    return dict(sorted(_FAMILIES.items()))
+def families(stage: str | None = None) -> dict[str, Any]:
+    """Every registered family by name, or those of one stage."""
+    for folder in (encoders, generators):
+        for module in pkgutil.iter_modules(folder.__path__, folder.__name__ + "."):
+            importlib.import_module(module.name)
+    return {name: made for name, made in sorted(_FAMILIES.items()) if stage in (None, made.stage)}
 
 
 def family(name: str) -> Any:

@@ -22,11 +22,14 @@ from models.errors import CheckpointError, InvalidOption
 from models.evaluate import EncoderScorer, Report, evaluate, evaluate_served
 from models.events import EventLog, read_log
 from models.export import EXACT_BELOW, export, git_commit
+from models.generation import judged
+from models.generator_export import export_generator
 from models.histories import Histories, catalog_from_log, event_type_vocabulary, with_popularity
 from models.intake import OnBadRow
 from models.progress import Progress
 from models.registry import configure, family
 from models.scoring import TorchScorer
+from models.semantic_ids import SemanticIdConfig, assign
 from models.splits import Cases, Split, leave_one_out, temporal
 from retrieval.bundle import Bundle, refuse_taken
 from retrieval.catalog import Catalog
@@ -34,6 +37,8 @@ from retrieval.errors import InvalidInput
 from retrieval.sequences import History
 
 VALIDATE_CASES = 10_000  # drawn once, seeded; the whole of every public benchmark of this size is used
+VALIDATE_GENERATED = 3_000  # a beam search costs a hundred times what a product with all item vectors does
+VALIDATE_BEAMS = 20
 SAMPLE_HISTORIES = 1000
 CASE_EVENTS = 1000  # the longest history that a request may carry
 
@@ -49,6 +54,33 @@ class Source:
     items: Path | None = None
     on_bad_row: OnBadRow = "fail"
     core: int = 0
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the bundle of a generator is searched, unless a request says otherwise.
+
+    Attributes:
+        beams: prefixes that are kept.
+        widen: doublings of the width that are tried while a list is not proven exact and there is time.
+        exact_below: with no more items left than this, all of them are scored.
+        candidates: `generated`, or `hybrid` to merge what the encoder retrieves.
+    """
+
+    beams: int = 50
+    widen: int = 0
+    exact_below: int = 200
+    candidates: str = "generated"
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidOption` where a value is out of its range."""
+        if self.beams < 1 or min(self.widen, self.exact_below) < 0:
+            raise InvalidOption(
+                f"beams {self.beams} must be at least 1, widen {self.widen} and exact_below {self.exact_below} "
+                "not negative"
+            )
+        if self.candidates not in ("generated", "hybrid"):
+            raise InvalidOption(f"candidates {self.candidates!r} is none of generated, hybrid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +170,7 @@ def train(
     overwrite: bool = False,
     target_recall: float = 0.98,
     exact_below: int = EXACT_BELOW,
+    dense: Path | None = None,
 ) -> tuple[Bundle, Report | None]:
     """Trains a model and leaves its bundle at `out`, its test quality in the manifest.
 
@@ -145,6 +178,7 @@ def train(
 
     Args:
         options: hyper-parameters and training options by name, as text.
+        dense: for a generator, the bundle of an encoder of the same catalog that answers where the generator is late.
 
     Raises:
         InvalidOption: an option that neither the model nor the training knows.
@@ -160,26 +194,41 @@ def train(
             f"{directory} holds an unfinished run; go on with it by --resume, or start afresh with --overwrite"
         )
     maker = family(name)
+    generates = maker.stage == "generator"
+    if dense is not None and not generates:
+        raise InvalidOption(f"--dense goes with a generator; {name} is an encoder itself")
     config, left = configure(maker.Config(), options)
+    coding: SemanticIdConfig | None = None
+    if generates:
+        coding, left = configure(replace(SemanticIdConfig(), **maker.semantic), left)
+    search, left = configure(SearchOptions(), left) if generates else (SearchOptions(), left)
     settings, unknown = configure(replace(training.TrainConfig(), **maker.recipe), left)
+    hyper = {**asdict(config), **(asdict(coding) if coding else {}), **asdict(settings)}
     if unknown:
-        known = sorted({*asdict(config), *asdict(settings)})
+        known = sorted({*hyper, *(asdict(search) if generates else {})})
         raise InvalidOption(
             f"--set {', '.join(unknown)}: not an option of {name} or its training; known: {', '.join(known)}"
         )
+    fallback = None if dense is None else Bundle.open(dense)
     prepared = prepare(read(source, progress), split=split)
     torch.manual_seed(settings.seed)
-    model = maker(config, len(prepared.catalog))
+    if coding is None:
+        model = maker(config, len(prepared.catalog))
+    else:
+        progress.say(f"semantic ids: text by {coding.text}, codes by {coding.quantiser}")
+        ids = assign(prepared.catalog, coding, seed=settings.seed, progress=progress)
+        progress.say(f"semantic ids: {ids.report}")
+        torch.manual_seed(settings.seed)
+        model = maker(config, ids)
     progress.say(
-        f"training {name} with seed {settings.seed}: "
-        + ", ".join(f"{key}={value}" for key, value in {**asdict(config), **asdict(settings)}.items())
+        f"training {name} with seed {settings.seed}: " + ", ".join(f"{key}={value}" for key, value in hyper.items())
     )
     judge = None
     if prepared.validation is None:
         progress.say("no user has enough events to hold one out: every epoch is run, and nothing is measured")
     else:
-        judge = partial(_ndcg, prepared.validation.sample(VALIDATE_CASES, seed=settings.seed), len(prepared.catalog))
-    hyper = {**asdict(config), **asdict(settings)}
+        cases = prepared.validation.sample(VALIDATE_GENERATED if generates else VALIDATE_CASES, seed=settings.seed)
+        judge = partial(_ndcg, cases, len(prepared.catalog))
     if directory.exists() and not resume:
         shutil.rmtree(directory)
     position = training.train(
@@ -198,33 +247,45 @@ def train(
         resume=resume,
     )
     report = None
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"training_minutes": round(position.seconds / 60, 2)}
     if prepared.test is not None:
-        scorer = TorchScorer(model, name=name)
-        report = evaluate(scorer, prepared.test, n_items=len(prepared.catalog), on_progress=progress.cases)
+        if generates:
+            report = judged(
+                model, prepared.test, name=name, beams=search.beams, ks=(10, 20), on_progress=progress.cases
+            )
+        else:
+            scorer = TorchScorer(model, name=name)
+            report = evaluate(scorer, prepared.test, n_items=len(prepared.catalog), on_progress=progress.cases)
         metrics[split] = {k: m.value for k, m in report.measures.items()} | {"protocol": report.protocol}
     progress.say("exporting")
-    export(
-        model,
-        prepared.catalog,
-        name=name,
-        out=out,
-        samples=samples(prepared),
-        data=prepared.facts,
-        event_types=prepared.event_types,
-        hyper_parameters=hyper | {"epochs_run": position.epoch, "best_epoch": position.best_epoch},
-        seed=settings.seed,
-        metrics=metrics | {"training_minutes": round(position.seconds / 60, 2)},
-        exclude_seen=maker.exclude_seen,
-        target_recall=target_recall,
-        exact_below=exact_below,
-        overwrite=overwrite,
-    )
+    facts: dict[str, Any] = {
+        "name": name,
+        "out": out,
+        "samples": samples(prepared),
+        "data": prepared.facts,
+        "event_types": prepared.event_types,
+        "hyper_parameters": hyper | {"epochs_run": position.epoch, "best_epoch": position.best_epoch},
+        "seed": settings.seed,
+        "metrics": metrics,
+        "overwrite": overwrite,
+    }
+    if generates:
+        export_generator(model, ids, prepared.catalog, generation=asdict(search), dense=fallback, **facts)
+    else:
+        export(
+            model,
+            prepared.catalog,
+            exclude_seen=maker.exclude_seen,
+            target_recall=target_recall,
+            exact_below=exact_below,
+            **facts,
+        )
     shutil.rmtree(directory)
     bundle = Bundle.open(out)
     agreement = bundle.manifest.metrics["parity"]
+    what = "log-probability" if generates else "query coordinate"
     progress.say(
-        f"ONNX against torch over {agreement['histories']:,} histories: largest difference of a query coordinate "
+        f"ONNX against torch over {agreement['histories']:,} histories: largest difference of a {what} "
         f"{agreement['largest_difference']:.1e}, {agreement['identical_top20']:.2%} of the top-20 lists identical"
     )
     return bundle, report
@@ -236,6 +297,8 @@ def workbench(out: Path) -> Path:
 
 
 def _ndcg(cases: Cases, n_items: int, model: Any) -> float:
+    if model.stage == "generator":
+        return float(judged(model, cases, name="candidate", beams=VALIDATE_BEAMS).measures["ndcg@10"].value)
     report = evaluate(TorchScorer(model, name="candidate"), cases, n_items=n_items, ks=(10,))
     return float(report.measures["ndcg@10"].value)
 
@@ -296,7 +359,9 @@ def judge_bundle(
 ) -> Report:
     """The quality of a bundle on a log: by its graph over the whole catalog, or through the recommender that serves."""
     cases = cases_for(bundle, log, split=split)
-    if served:
+    if bundle.manifest.kind == "generative" and negatives is not None:
+        raise InvalidInput("a generator writes items and scores no drawn negatives; leave out --negatives")
+    if served or bundle.manifest.kind == "generative":
         return evaluate_served(bundle, cases, ks=ks, seen=seen, on_progress=progress.cases)
     return evaluate(
         EncoderScorer.of(bundle),
@@ -343,20 +408,26 @@ def compare(
             unfinished = (workbench(out) / training.CHECKPOINT).exists()
             train(name, source, out, options, split=split, progress=progress, resume=unfinished)
         opened.append(Bundle.open(out))
-    scorers, remarks = [], {}
+    scorers, lists, remarks = [], [], {}
     for bundle in opened:
         if bundle.manifest.data["digest"] != prepared.log.digest:
             raise InvalidInput(f"bundle {bundle.name} was trained on other data than this log; train it again")
+        remarks[bundle.path.name] = f"{bundle.manifest.metrics.get('training_minutes', '?')} min to train"
+        if bundle.manifest.kind == "generative":
+            listed = evaluate_served(bundle, prepared.test, ks=ks, on_progress=progress.cases)
+            lists.append(replace(listed, name=bundle.path.name))
+            remarks[bundle.path.name] += f", {bundle.manifest.generation['beams']} beams"
+            continue
         scorer = EncoderScorer.of(bundle)
         scorer.name = bundle.path.name
         scorers.append(scorer)
-        remarks[scorer.name] = f"{bundle.manifest.metrics.get('training_minutes', '?')} min to train"
     table = comparison.compare(
         scorers,
         prepared.train,
         prepared.test,
         n_items=len(prepared.catalog),
         ks=ks,
+        lists=lists,
         remarks=remarks,
         on_progress=progress.cases,
     )

@@ -7,15 +7,13 @@ import numpy as np
 import torch
 
 from retrieval import inputs
-from retrieval.inputs import Request, Tables
+from retrieval.inputs import Request
 from retrieval.sequences import FloatArray, History
 
 
-def tensors(
-    model: Any, requests: Sequence[Request], *, length: int, tables: Tables | None = None
-) -> tuple[torch.Tensor, ...]:
+def tensors(model: Any, requests: Sequence[Request], *, length: int) -> tuple[torch.Tensor, ...]:
     """The model's inputs for a batch, in the order of its `forward`."""
-    feeds = inputs.build(model.inputs, requests, length=length, tables=tables)
+    feeds = inputs.build(model.inputs, requests, length=length, tables=getattr(model, "tables", None))
     return tuple(torch.from_numpy(feed) for feed in feeds.values())
 
 

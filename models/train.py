@@ -150,10 +150,7 @@ def train(
         at = Position(**facts["position"])
         progress.say(f"resumed in epoch {at.epoch + 1} after {at.batch} batches, best NDCG@10 {at.best:.4f}")
 
-    items = len(model.item_vectors()) - 1
-    owned = np.unique(histories.users() * (items + 1) + histories.rows)
-    sampler = losses.Sampler(items, torch.from_numpy(owned))
-    loss_of = losses.objective(config.loss, sampler, negatives=config.negatives, calibration=config.calibration)
+    loss_of = objective(model, histories, config)
 
     def save() -> None:
         arrays = checkpoint.state_of(model, optimiser) | {f"average/{n}": p.numpy() for n, p in average.items()}
@@ -218,7 +215,33 @@ def train(
     return at
 
 
-def step(model: Any, histories: Histories, batch: np.ndarray, loss_of: losses.Objective) -> tuple[torch.Tensor, int]:
+Objective = Callable[[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, int]]
+
+
+def objective(model: Any, histories: Histories, config: TrainConfig) -> Objective:
+    """What is minimised: the mean over the positions of a batch, and their number.
+
+    A generator has a loss of its own. An encoder's query of each slot is compared with item vectors, as `config.loss`
+    says. Both get the inputs, the rows that follow each slot (B, n), which slots are real, and the users (B,).
+    """
+    if model.stage == "generator":
+        return lambda feeds, targets, real, _users: model.loss(feeds, targets, real)
+    items = len(model.item_vectors()) - 1
+    owned = np.unique(histories.users() * (items + 1) + histories.rows)
+    sampler = losses.Sampler(items, torch.from_numpy(owned))
+    loss = losses.objective(config.loss, sampler, negatives=config.negatives, calibration=config.calibration)
+
+    def compared(
+        feeds: tuple[torch.Tensor, ...], targets: torch.Tensor, real: torch.Tensor, users: torch.Tensor
+    ) -> tuple[torch.Tensor, int]:
+        hidden = model.hidden(*feeds)[real]  # (P, D)
+        mean = loss(hidden, model.item_vectors(), targets[real], users.unsqueeze(-1).expand(real.shape)[real])
+        return mean, len(hidden)
+
+    return compared
+
+
+def step(model: Any, histories: Histories, batch: np.ndarray, loss_of: Objective) -> tuple[torch.Tensor, int]:
     """The mean loss over one batch of windows, and how many positions it has.
 
     Args:
@@ -231,11 +254,9 @@ def step(model: Any, histories: Histories, batch: np.ndarray, loss_of: losses.Ob
     rows = window([histories.rows[s : s + n - 1] for s, n, _ in batch], length=length, fill=PAD_ROW, dtype=np.int64)
     nexts = window([histories.rows[s + 1 : s + n] for s, n, _ in batch], length=length, fill=PAD_ROW, dtype=np.int64)
     feeds = tensors(model, [Request(h, t) for h, t in zip(past, asked, strict=True)], length=length)
-    real = torch.from_numpy(rows != PAD_ROW)
-    hidden = model.hidden(*feeds)[real]  # (P, D)
-    targets = torch.from_numpy(nexts)[real]
-    users = torch.from_numpy(batch[:, 2]).unsqueeze(-1).expand(real.shape)[real]
-    return loss_of(hidden, model.item_vectors(), targets, users), len(targets)
+    return loss_of(
+        feeds, torch.from_numpy(nexts), torch.from_numpy(rows != PAD_ROW), torch.from_numpy(batch[:, 2].copy())
+    )
 
 
 def plan(histories: Histories, config: TrainConfig, *, window_length: int, epoch: int) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=sorted(families()), scope="module")
+@pytest.fixture(params=sorted(families("encoder")), scope="module")
 def name(request: pytest.FixtureRequest) -> str:
     """The name of each registered family."""
     return str(request.param)
@@ -35,7 +35,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def build(name: str, **options: Any) -> Any:
     """A small model of a family, by the options that it has."""
-    family = families()[name]
+    family = families("encoder")[name]
     torch.manual_seed(0)
     known = {field.name for field in fields(family.Config)}
     wanted = {"window": WINDOW, "d": 16, "dropout": 0.3, **options}
@@ -166,6 +166,8 @@ def test_saved_and_loaded_it_is_the_same_model(name: str, model: Any, tmp_path: 
 
 def test_its_options_survive_as_text(name: str) -> None:
     config = build(name).config
-    again, left = configure(families()[name].Config(), {key: str(value) for key, value in asdict(config).items()})
+    again, left = configure(
+        families("encoder")[name].Config(), {key: str(value) for key, value in asdict(config).items()}
+    )
     assert again == config
     assert left == {}

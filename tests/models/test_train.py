@@ -386,39 +386,36 @@ def test_a_step_asks_each_position_for_the_event_behind_it() -> None:
     events = Histories.from_rows([[5, 6, 7], [1, 2, 3, 4]])
     seen: dict[str, Any] = {}
 
-    def hidden(rows: torch.Tensor, times: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        seen.update(rows=rows.tolist(), times=times.tolist(), asked=asked.tolist())
-        return rows.unsqueeze(-1).float()
+    def loss_of(feeds: Any, targets: torch.Tensor, real: torch.Tensor, users: torch.Tensor) -> tuple[torch.Tensor, int]:
+        rows, times, asked = (feed.tolist() for feed in feeds)
+        seen.update(rows=rows, times=times, asked=asked, targets=targets.tolist(), users=users.tolist())
+        return torch.zeros(()), int(real.sum())
 
-    def loss_of(hidden: torch.Tensor, _table: Any, targets: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
-        seen.update(hidden=hidden.flatten().tolist(), targets=targets.tolist(), users=users.tolist())
-        return hidden.sum()
-
-    model = SimpleNamespace(
-        inputs=("item_rows", "timestamps", "request_time"), hidden=hidden, item_vectors=lambda: None
-    )
+    model = SimpleNamespace(inputs=("item_rows", "timestamps", "request_time"))
     _, positions = step(model, events, np.array([[0, 3, 0], [4, 3, 1]]), loss_of)
     assert positions == 4
     assert seen == {
         "rows": [[5, 6], [2, 3]],
         "times": [[0.0, 1.0], [1.0, 2.0]],
         "asked": [2.0, 3.0],
-        "hidden": [5.0, 6.0, 2.0, 3.0],
-        "targets": [6, 7, 3, 4],
-        "users": [0, 0, 1, 1],
+        "targets": [[6, 7], [3, 4]],
+        "users": [0, 1],
     }
 
 
-def test_padding_is_no_position() -> None:
+def test_padding_is_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
     events = Histories.from_rows([[5, 6], [1, 2, 3, 4]])
-    targets: list[int] = []
+    asked: list[tuple[list[int], list[int]]] = []
 
-    def loss_of(hidden: torch.Tensor, _table: Any, rows: torch.Tensor, _users: Any) -> torch.Tensor:
-        targets.extend(rows.tolist())
+    def loss(hidden: torch.Tensor, _table: Any, rows: torch.Tensor, users: torch.Tensor) -> torch.Tensor:
+        asked.append((rows.tolist(), users.tolist()))
         return hidden.sum()
 
-    _, positions = step(SASRec(SMALL, ITEMS), events, np.array([[0, 2, 0], [2, 4, 1]]), loss_of)
-    assert (positions, targets) == (4, [6, 2, 3, 4])
+    monkeypatch.setattr(losses, "objective", lambda *_, **__: loss)
+    model = SASRec(SMALL, ITEMS)
+    loss_of = training.objective(model, events, QUICK)
+    _, positions = step(model, events, np.array([[0, 2, 0], [2, 4, 1]]), loss_of)
+    assert (positions, asked) == (4, [([6, 2, 3, 4], [0, 1, 1, 1])])
 
 
 def trained(tmp_path: Path, cases: Cases, events: Histories, items: int, **options: Any) -> tuple[SASRec, float]:

@@ -1,0 +1,225 @@
+"""From a trained generator to a bundle of kind `generative`: graphs, semantic ids, trie, describer, manifest.
+
+What every step of a request shares is one graph, a step is another; a model whose levels do not depend on each other is
+one graph alone. A trained encoder of the same catalog may come along, to answer where the generator is late.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.errors import ExportError
+from models.export import BATCH, LIST, TOLERANCE, WARMUP_HISTORIES, example, git_commit, trace
+from models.generation import TorchDecoder
+from models.semantic_ids import SemanticIds
+from retrieval import bundle
+from retrieval.beam import Search, search
+from retrieval.bundle import Bundle, Graph, Manifest
+from retrieval.catalog import Catalog
+from retrieval.decoder import CodedHistories, Decoder, OnnxDecoder, ParallelDecoder
+from retrieval.inputs import Request
+from retrieval.sequences import EMPTY, FloatArray, History, IntArray
+from retrieval.trie import ConstraintTrie
+
+PREFILL, STEP, DISTRIBUTIONS = "prefill.onnx", "step.onnx", "distributions.onnx"
+
+
+class _Part(torch.nn.Module):
+    """One method of a model as a module of its own, since a graph is traced from `forward`."""
+
+    def __init__(self, model: torch.nn.Module, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *feeds: torch.Tensor) -> Any:
+        return getattr(self.model, self.method)(*feeds)
+
+
+def export_generator(
+    model: Any,
+    ids: SemanticIds,
+    catalog: Catalog,
+    *,
+    name: str,
+    out: Path,
+    samples: Sequence[History],
+    data: Mapping[str, Any],
+    event_types: Sequence[str],
+    hyper_parameters: Mapping[str, Any],
+    seed: int,
+    metrics: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    dense: Bundle | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the bundle of a trained generator; `out` appears at the end or not at all.
+
+    Args:
+        ids: the semantic ids that it was trained on.
+        samples: real, non-empty histories, for parity and for warming up.
+        generation: beams and the like, for `retrieval.generative.Generation`.
+        dense: a bundle of kind `encoder` over the same catalog, whose graph, vectors and index come along.
+
+    Raises:
+        ExportError: graphs and model disagree, or `dense` is of another catalog.
+        BundleError: `out` exists and `overwrite` is false.
+    """
+    model.eval()
+    if dense is not None and dense.catalog.ids != catalog.ids:
+        raise ExportError(
+            f"bundle {dense.name} has another catalog than this log; train the encoder on the same events and items"
+        )
+    table, readable = ids.table, [h for h in samples if ids.table.coded[h.rows].any()]
+    trie = ConstraintTrie.build(table, priority=catalog.popularity)
+    settings = {**generation, "levels": table.levels, "vocabulary": list(table.vocabulary)}
+    settings |= {"text_fields": list(ids.describer.fields), "window": model.config.window}
+    with bundle.writing(out, overwrite=overwrite) as directory:
+        catalog.save(directory / bundle.CATALOG)
+        table.save(directory / bundle.CODES)
+        trie.save(directory / bundle.TRIE)
+        np.save(directory / bundle.TEXT_VECTORS, ids.vectors, allow_pickle=False)
+        ids.describer.save(directory / bundle.DESCRIBER)
+        graphs = write_graphs(model, directory, readable)
+        decoder = opened(model, directory)
+        agreement = parity(model, decoder, trie, readable)
+        index: Mapping[str, Any] = {"kind": "exact"}
+        if dense is None:
+            np.save(directory / bundle.ITEM_VECTORS, ids.vectors, allow_pickle=False)
+        else:
+            graphs["encoder"] = dense.manifest.graphs["encoder"]
+            index = {**dense.manifest.index, "from": dense.name, "window": dense.manifest.window}
+            for file in (bundle.ITEM_VECTORS, bundle.INDEX, graphs["encoder"].file):
+                if file in dense.manifest.files:
+                    shutil.copyfile(dense.path / file, directory / file)
+        warm = [[catalog.ids[row] for row in h.rows[-model.config.window :]] for h in readable[:WARMUP_HISTORIES]]
+        (directory / bundle.WARMUP).write_text(json.dumps(warm, ensure_ascii=False))
+        bundle.seal(
+            directory,
+            Manifest(
+                layout=bundle.LAYOUT,
+                kind="generative",
+                model=name,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                data=data,
+                seed=seed,
+                git_commit=git_commit(),
+                hyper_parameters=hyper_parameters,
+                window=model.config.window if dense is None else dense.manifest.window,
+                event_types=tuple(event_types),
+                exclude_seen=model.exclude_seen,
+                graphs=graphs,
+                index=index,
+                metrics={**metrics, "parity": agreement, "semantic_ids": ids.report},
+                generation=settings,
+            ),
+        )
+    return out
+
+
+def write_graphs(model: Any, directory: Path, samples: Sequence[History]) -> dict[str, Graph]:
+    """Writes the graphs of a generator, every dimension that depends on the requests dynamic."""
+    feeds, shapes = example(model, samples)
+    names = tuple(model.inputs)
+    if not model.memory_names:
+        trace(
+            _Part(model, "distributions"), feeds, shapes, directory / DISTRIBUTIONS, inputs=names, outputs=["log_probs"]
+        )
+        return {"distributions": Graph(DISTRIBUTIONS, names, "(B, L, V)")}
+    trace(_Part(model, "prefill"), feeds, shapes, directory / PREFILL, inputs=names, outputs=model.memory_names)
+    with torch.inference_mode():
+        memory = model.prefill(*feeds)
+        shorter = model.prefill(
+            *(feed[:, 1:] if 1 in shape else feed for feed, shape in zip(feeds, shapes, strict=True))
+        )
+    batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=model.config.window)
+    grows: tuple[dict[int, Any], ...] = tuple(
+        {0: batch} | {at: length for at, (a, b) in enumerate(zip(long.shape, short.shape, strict=True)) if a != b}
+        for long, short in zip(memory, shorter, strict=True)
+    )
+    # Three beams, and one code written: sizes that are none of the others, so that none is taken for another.
+    prefix = torch.zeros(len(feeds[0]), 3, 2, dtype=torch.int64)
+    written = torch.export.Dim("T", max=model.tables.codes.levels)
+    trace(
+        _Part(model, "step"),
+        (prefix, *(part.clone() for part in memory)),
+        ({0: batch, 1: torch.export.Dim("M"), 2: written}, *grows),
+        directory / STEP,
+        inputs=("prefix", *model.memory_names),
+        outputs=["log_probs"],
+    )
+    return {
+        "prefill": Graph(PREFILL, names, ", ".join(model.memory_names)),
+        "step": Graph(STEP, ("prefix", *model.memory_names), "(B, M, V)"),
+    }
+
+
+def opened(model: Any, directory: Path) -> Decoder:
+    """The graphs of a model, run by onnxruntime."""
+    table = model.tables.codes
+    histories = CodedHistories(model.inputs, model.config.window, model.tables, trained=len(table))
+    if not model.memory_names:
+        return ParallelDecoder(directory / DISTRIBUTIONS, histories=histories, vocabulary=table.vocabulary)
+    return OnnxDecoder(directory / PREFILL, directory / STEP, histories=histories, vocabulary=table.vocabulary)
+
+
+def parity(model: Any, decoder: Decoder, trie: ConstraintTrie, samples: Sequence[History]) -> dict[str, Any]:
+    """How nearly the graphs write what the model writes.
+
+    Both search the same histories, in batches of mixed lengths and alone; then both are asked for every step of the
+    items that the model found.
+
+    Returns:
+        `manifest["metrics"]["parity"]`: how many histories, the largest difference of a log-probability, and the share
+        of histories whose best 20 items are the same in the same order.
+
+    Raises:
+        ExportError: a log-probability differs by more than the tolerance of its size.
+    """
+    ours, largest, same = TorchDecoder(model), 0.0, 0
+    live = trie.live(np.arange(len(model.tables.codes) + 1) > 0)
+    batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
+    longest = max(samples, key=len)
+    edges = [h for h in (longest.newest(1), longest.newest(2), longest) if ours.reads(Request(h))]
+    for place, histories in enumerate([*batches, *([h] for h in edges)]):
+        requests = [Request(h) for h in histories]
+        searches = [Search(LIST, LIST, live, EMPTY.rows) for _ in histories]
+        memories = [side.prefill(requests) for side in (ours, decoder)]
+        lists = [search(side, memory, trie, searches) for side, memory in zip((ours, decoder), memories, strict=True)]
+        codes = np.stack([_codes(model, found.rows) for found in lists[0]])
+        for level in range(trie.levels):
+            prefix = codes[:, :, :level] if level else codes[:, :1, :0]
+            a, b = (side.step(memory, prefix) for side, memory in zip((ours, decoder), memories, strict=True))
+            largest = max(largest, _worst(a, b))
+        if place < len(batches):
+            same += sum(np.array_equal(a.rows, b.rows) for a, b in zip(*lists, strict=True))
+    return {
+        "histories": len(samples),
+        "largest_difference": largest,
+        f"identical_top{LIST}": same / len(samples),
+    }
+
+
+def _codes(model: Any, rows: IntArray) -> IntArray:
+    """int64, shape (LIST, L): the codes of the rows, the last one again where there are fewer."""
+    padded = np.resize(rows, LIST) if len(rows) < LIST else rows
+    codes: IntArray = model.tables.codes.codes[padded].astype(np.int64)
+    return codes
+
+
+def _worst(ours: FloatArray, theirs: FloatArray) -> float:
+    """The largest difference of two log-probabilities; those that say impossible must agree in that."""
+    possible = np.isfinite(ours)
+    difference = np.abs(ours - theirs, where=possible, out=np.zeros_like(ours))
+    worst = float(difference.max()) if np.array_equal(possible, np.isfinite(theirs)) else np.inf
+    if not (difference <= TOLERANCE * np.maximum(1.0, np.abs(np.where(possible, ours, 1.0)))).all():
+        raise ExportError(
+            f"torch and onnxruntime differ by {worst:.2e} in a log-probability; {TOLERANCE:.0e} of its size is "
+            "allowed, so the graphs do not compute what was trained"
+        )
+    return worst
