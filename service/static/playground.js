@@ -9,6 +9,8 @@ import { account, card, make, moves, plural, settle, shares, thumb, timing } fro
 const REASONS = {
   no_history: "nothing is known of this reader yet, so these are the most popular. Press one to begin.",
   store_unavailable: "the session store is away, so the stored history could not be read.",
+  generator_late: "the generator took too long, so these are from the model beside it.",
+  generator_failed: "the generator could not answer, so these are from the model beside it.",
   deadline: "the time was over before the model answered, so these are the most popular.",
   encoder_failed: "the model could not answer, so these are the most popular.",
 };

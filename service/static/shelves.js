@@ -99,8 +99,12 @@ const STAGES = {
   filter: "turning the filter into the set of items that may be shown",
   state: "reading the history from the session store",
   queue: "waiting for the model",
+  prefill: "the generator reads the history",
+  decode: "the generator says what comes next",
+  beam: "keeping to codes of items that may be shown",
   encode: "the model reads the history",
   retrieve: "searching the nearest items",
+  merge: "merging what was generated and what was found",
   rank: "ordering the candidates",
   respond: "putting the answer together",
 };

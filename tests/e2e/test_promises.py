@@ -6,17 +6,21 @@ They are kept by the whole application over the toy bundle; the details of each 
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from toy_generative import toy_generative
 
 from retrieval.bundle import Bundle
-from retrieval.recommenders import Served, load
+from retrieval.queries import NOTHING
+from retrieval.recommenders import Composed, Served, load
 from service.app import create_app
 from service.errors import StoreUnavailable
 from service.settings import Settings
@@ -29,16 +33,21 @@ def served(toy_bundle: Path) -> Served:
     return load(Bundle.open(toy_bundle))
 
 
+@pytest.fixture(scope="module")
+def generative(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return load(Bundle.open(toy_generative(tmp_path_factory.mktemp("generative") / "toy")))
+
+
 @pytest.fixture
 def ask(served: Served) -> Asked:
     """Sends requests, one after the other, to one fresh service: `ask(("GET", path), ("POST", path, body))`."""
 
     def asked(
-        *requests: tuple[Any, ...], store: Any = None, headers: Any = None, **settings: Any
+        *requests: tuple[Any, ...], store: Any = None, headers: Any = None, of: Served = served, **settings: Any
     ) -> list[httpx.Response]:
         async def told() -> list[httpx.Response]:
             chosen = Settings(**{"store": "memory://", "deadline_ms": 5_000, **settings})
-            app = create_app(chosen, served=served, store=store)
+            app = create_app(chosen, served=of, store=store)
             transport = httpx.ASGITransport(app)
             async with (
                 app.router.lifespan_context(app),
@@ -148,6 +157,68 @@ def test_the_answer_has_the_fields_of_the_contract(ask):
     assert set(body["model"]) == {"name", "bundle", "variant"}
     sent = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
     assert {stage: float(ms) for stage, ms in sent.items()} == body["timings_ms"]
+
+
+def test_exact_where_a_beam_search_can_prove_it_and_a_reason_per_item(ask, generative):
+    (answer,) = ask(("POST", RECOMMEND, {"history": ["i05"], "k": 3, "explain": True}), of=generative)
+    assert answer.json()["exact"] is True
+    for item in answer.json()["items"]:
+        assert item["source"] == "generated"
+        shares = [step["log_probability"] for step in item["explanation"]["path"]]
+        assert sum(shares) == pytest.approx(item["score"], abs=1e-5)
+
+
+def test_generative_model_over_its_time_then_the_encoder(ask, generative):
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(generative.generative, name)
+
+        def recommend(self, queries: Any, stage: Any) -> Any:
+            if queries[0].request.history.rows.tolist() != [5]:  # the warm-up
+                return generative.generative.recommend(queries, stage)
+            while all(query.in_time() for query in queries):
+                time.sleep(0.005)  # what a search does between two looks at the clock
+            return [NOTHING] * len(queries)
+
+    slow = replace(generative, recommender=Composed(Slow(), generative.dense))
+    (answer,) = ask(("POST", RECOMMEND, {"history": ["i05"], "deadline_ms": 300}), of=slow)
+    assert answer.status_code == 200
+    assert answer.json()["degraded_reasons"] == ["generator_late"]
+    assert ids(answer)[0] in {"i04", "i06"}
+
+
+def test_rankings_order_the_callers_own_candidates_and_unknown_ids_come_last_flagged(ask, generative):
+    for of in ({}, {"of": generative}):
+        recommended, ranked = ask(
+            ("POST", RECOMMEND, {"history": ["i05"], "k": 4}),
+            ("POST", "/v1/rankings", {"history": ["i05"], "candidates": ["i10", "nothing", "i06", "i04"]}),
+            **of,
+        )
+        assert ids(ranked)[-1] == "nothing"
+        assert [item["known"] for item in ranked.json()["items"]] == [True, True, True, False]
+        scores = {item["item_id"]: item["score"] for item in recommended.json()["items"]}
+        for item in ranked.json()["items"]:
+            if item["item_id"] in scores:
+                assert item["score"] == pytest.approx(scores[item["item_id"]], abs=1e-6)
+
+
+def test_a_new_or_changed_item_is_effective_on_the_next_request_and_so_is_its_removal(ask, generative):
+    lane = ("POST", RECOMMEND, {"history": ["i05"], "filter": {"new_only": True}})
+    new = {"attributes": {"title": "Item 7", "categories": ["blue", "all"]}}
+    for of in ({}, {"of": generative}):
+        before, put, there, removed, gone, back, again = ask(
+            lane,
+            ("PUT", "/v1/items/n", new),
+            lane,
+            ("DELETE", "/v1/items/n"),
+            lane,
+            ("PUT", "/v1/items/n", {}),
+            lane,
+            **of,
+        )
+        assert [answer.status_code for answer in (put, removed, back)] == [201, 204, 200]
+        assert [ids(answer) for answer in (before, there, gone, again)] == [[], ["n"], [], ["n"]]
+        assert back.json()["attributes"] == new["attributes"]
 
 
 def test_see_and_erase_everywhere(ask):

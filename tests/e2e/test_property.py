@@ -9,11 +9,14 @@ import asyncio
 import operator
 import os
 import random
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import toy
+from toy_generative import toy_generative
 
 from retrieval.bundle import Bundle
 from retrieval.recommenders import load
@@ -115,10 +118,10 @@ def eligible(body: dict[str, Any], remembered: dict[str, list[str]]) -> set[str]
     }
 
 
-async def ask(toy_bundle) -> dict[str, int]:
+async def ask(bundle: Path) -> dict[str, int]:
     rng = random.Random(SEED)
     settings = Settings(store="memory://", deadline_ms=60_000, batch_wait_ms=1)
-    app = create_app(settings, served=load(Bundle.open(toy_bundle)))
+    app = create_app(settings, served=load(Bundle.open(bundle)))
     met = {"requests": 0, "empty": 0, "short": 0, "whole": 0, "degraded": 0}
     remembered = {f"u{n}": rng.choices(IDS, k=n) for n in range(8)}
     transport = httpx.ASGITransport(app)
@@ -144,8 +147,16 @@ async def ask(toy_bundle) -> dict[str, int]:
 
 
 @pytest.mark.filterwarnings("error")
-def test_random_requests_are_answered_with_what_is_eligible_and_all_of_it(toy_bundle):
-    met = asyncio.run(ask(toy_bundle))
+@pytest.mark.parametrize("kind", ["encoder", "generative", "parallel", "hybrid", "generator alone"])
+def test_random_requests_are_answered_with_what_is_eligible_and_all_of_it(kind, tmp_path):
+    write = {
+        "encoder": toy.write,
+        "generative": toy_generative,
+        "parallel": partial(toy_generative, parallel=True),
+        "hybrid": partial(toy_generative, generation={"candidates": "hybrid"}),
+        "generator alone": partial(toy_generative, dense=False),
+    }[kind]
+    met = asyncio.run(ask(write(tmp_path / "bundle")))
     assert met["requests"] == REQUESTS
     # A generator that asks only easy questions proves nothing.
     for kind in ("empty", "short", "whole", "degraded"):

@@ -43,6 +43,28 @@ def test_an_event_is_in_effect_in_the_next_answer_and_a_restart_keeps_the_histor
     assert "Traceback" not in again.log()
 
 
+def cold_start(service, *, history: str = "i05") -> list[str]:
+    """New items only, as any worker answers."""
+    body = {"history": [history], "filter": {"new_only": True}}
+    answer = httpx.post(f"{service.url}/v1/recommendations", json=body)
+    return [item["item_id"] for item in answer.json()["items"]]
+
+
+def test_an_item_that_was_added_is_there_at_once_after_a_restart_and_gone_when_it_is_removed(start_service):
+    service = start_service()
+    new = {"attributes": {"title": "Fresh", "price": 3}}
+    assert httpx.put(f"{service.url}/v1/items/fresh", json=new).status_code == 201
+    assert cold_start(service) == ["fresh"]
+    service.stop(signal.SIGKILL)
+
+    again = start_service()
+    assert cold_start(again) == ["fresh"]
+    assert httpx.get(f"{again.url}/v1/items/fresh").json()["attributes"] == new["attributes"]
+    assert httpx.delete(f"{again.url}/v1/items/fresh").status_code == 204
+    assert cold_start(again) == []
+    assert "Traceback" not in again.log()
+
+
 def test_killed_in_the_middle_of_a_stream_keeps_every_event_that_was_acknowledged(start_service):
     service = start_service()
     acknowledged = []
@@ -97,6 +119,12 @@ def test_several_workers_share_the_store_and_their_metrics(start_service):
 
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(read, range(24))) <= {"i04", "i06"}
+    assert httpx.put(f"{service.url}/v1/items/fresh", json={}).status_code == 201
+    give_up = time.monotonic() + 10
+    while "sequitur_edition 1.0" not in httpx.get(f"{service.url}/metrics").text:  # the least of all workers
+        assert time.monotonic() < give_up
+        time.sleep(0.05)  # other processes: there is nothing to wait on but their answers
+    assert all(cold_start(service) == ["fresh"] for _ in range(8))
     metrics = httpx.get(f"{service.url}/metrics").text
     assert 'sequitur_events_total{outcome="accepted"} 24.0' in metrics
     assert 'sequitur_requests_total{code="202",method="POST",route="/v1/events"} 24.0' in metrics

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from toy_generative import toy_generative
 
 from retrieval.bundle import Bundle
 from retrieval.recommenders import Answer, Query, Served, Stage, load
@@ -98,6 +99,12 @@ def empty_store() -> EmptyStore:
 def served(toy_bundle: Path) -> Served:
     """The toy bundle, loaded."""
     return load(Bundle.open(toy_bundle))
+
+
+@pytest.fixture(scope="session")
+def generative(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The toy bundle that generates, loaded, with the toy's encoder to fall back on."""
+    return load(Bundle.open(toy_generative(tmp_path_factory.mktemp("generative") / "toy")))
 
 
 @pytest.fixture

@@ -277,6 +277,21 @@ async def test_shutdown_drains_and_then_refuses():
     assert shed("shutdown") == before + 1
 
 
+async def test_a_batch_is_no_larger_than_what_its_most_urgent_caller_has_time_for():
+    clock = lambda: clock.now  # noqa: E731
+    clock.now = 0.0
+    async with Held(clock=clock) as held:
+        clock.now = 1.0  # what one question takes
+        patient = [held.submit(k) for k in (2, 3)]
+        urgent = held.submit(4, deadline=5.5)
+        more = [held.submit(k) for k in (5, 6, 7)]
+        await turn()
+        await held.release()
+        await asyncio.gather(*patient, urgent, *more)
+    # The clock stands still from now on, so four are predicted to be done at 5 and a fifth after 5.5.
+    assert held.worker.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
 async def test_waiting_for_company_ends_with_a_full_batch():
     worker = Worker()
     batcher = MicroBatcher(max_batch=2, queue_limit=8, wait_s=60, clock=time.monotonic)
