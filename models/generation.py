@@ -35,27 +35,46 @@ class TorchDecoder:
         """See `Decoder`."""
         return self._histories.reads(request)
 
+    def _feeds(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        return [torch.from_numpy(feed) for feed in self._histories.feeds(requests).values()]
+
     @torch.inference_mode()
     def prefill(self, requests: Sequence[Request], /) -> Memory:
         """See `Decoder`."""
-        feeds = [torch.from_numpy(feed) for feed in self._histories.feeds(requests).values()]
-        made = self._model.prefill(*feeds) if self._model.memory_names else (self._model.distributions(*feeds),)
-        return Memory(tuple(part.numpy() for part in made))
+        return Memory(tuple(part.numpy() for part in self._model.prefill(*self._feeds(requests))))
 
     @torch.inference_mode()
     def step(self, memory: Memory, prefix: IntArray, /) -> FloatArray:
         """See `Decoder`."""
         level = prefix.shape[-1]
-        if not self._model.memory_names:
-            return self.distributions(memory)[:, None, level, : self.vocabulary[level]]
         started = np.concatenate([np.full((*prefix.shape[:2], 1), START, np.int64), prefix], axis=-1)
         parts = [torch.from_numpy(array) for array in memory.arrays]
         found: FloatArray = self._model.step(torch.from_numpy(started), *parts).numpy()
         return found[..., : self.vocabulary[level]]
 
-    def distributions(self, memory: Memory) -> FloatArray:
-        """float32, shape (R, L, V): log-probabilities of all levels, of a model that gives them in one pass."""
-        return memory.arrays[0]
+
+class TorchParallel(TorchDecoder):
+    """The same for a model that gives all its distributions in one pass."""
+
+    @torch.inference_mode()
+    def prefill(self, requests: Sequence[Request], /) -> Memory:
+        """See `Decoder`."""
+        return Memory((self._model.distributions(*self._feeds(requests)).numpy(),))
+
+    def step(self, memory: Memory, prefix: IntArray, /) -> FloatArray:
+        """See `Decoder`."""
+        level = prefix.shape[-1]
+        return self.distributions(memory)[:, None, level, : self.vocabulary[level]]
+
+    def distributions(self, memory: Memory, /) -> FloatArray:
+        """See `Parallel`."""
+        log_probs: FloatArray = memory.arrays[0]
+        return log_probs
+
+
+def in_torch(model: Any) -> TorchDecoder:
+    """The decoder of a registered generator."""
+    return TorchDecoder(model) if model.memory_names else TorchParallel(model)
 
 
 def judged(
@@ -70,7 +89,7 @@ def judged(
     """The quality of a generator in training: its lists among all coded items, seen ones left out."""
     table: CodeTable = model.tables.codes
     settings = Generation(table.levels, table.vocabulary, beams=beams)
-    recommender = Generative(TorchDecoder(model), ConstraintTrie.build(table), settings)
+    recommender = Generative(in_torch(model), ConstraintTrie.build(table), settings)
     return evaluate_lists(
         recommender,
         cases,

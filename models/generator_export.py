@@ -16,7 +16,7 @@ import torch
 
 from models.errors import ExportError
 from models.export import BATCH, LIST, TOLERANCE, WARMUP_HISTORIES, example, git_commit, trace
-from models.generation import TorchDecoder
+from models.generation import in_torch
 from models.semantic_ids import SemanticIds
 from retrieval import bundle
 from retrieval.beam import Search, search
@@ -181,7 +181,7 @@ def parity(model: Any, decoder: Decoder, trie: ConstraintTrie, samples: Sequence
     Raises:
         ExportError: a log-probability differs by more than the tolerance of its size.
     """
-    ours, largest, same = TorchDecoder(model), 0.0, 0
+    ours, largest, same = in_torch(model), 0.0, 0
     live = trie.live(np.arange(len(model.tables.codes) + 1) > 0)
     batches = [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
     longest = max(samples, key=len)

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,15 @@ class Decoder(Protocol):
         Returns:
             float32, shape (R, M, V), or (R, 1, V) where it does not depend on the prefix: log-probabilities of level T.
         """
+        ...
+
+
+@runtime_checkable
+class Parallel(Protocol):
+    """A decoder whose levels do not depend on each other."""
+
+    def distributions(self, memory: Memory, /) -> FloatArray:
+        """float32, shape (R, L, V): log-probabilities of all levels."""
         ...
 
 
@@ -253,6 +262,6 @@ class ParallelDecoder(_Graphs):
         level = prefix.shape[-1]
         return self.distributions(memory)[:, None, level, : self.vocabulary[level]]
 
-    def distributions(self, memory: Memory) -> FloatArray:
-        """float32, shape (R, L, V): log-probabilities of all levels."""
+    def distributions(self, memory: Memory, /) -> FloatArray:
+        """See `Parallel`."""
         return memory.arrays[0]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.beam import IMPOSSIBLE, Found, Search, search, search_all
-from retrieval.decoder import Decoder, Memory, ParallelDecoder
+from retrieval.decoder import Decoder, Memory, Parallel
 from retrieval.errors import BundleTorn
 from retrieval.filters import Eligible
 from retrieval.inputs import Request
@@ -121,7 +121,7 @@ class Generative:
         return Search(query.k, beams, self._left(query.eligible), query.exclude, query.in_time)
 
     def _found(self, memory: Memory, searches: Sequence[Search], stage: Stage) -> list[Found]:
-        if isinstance(self.decoder, ParallelDecoder) and len(self.trie) <= EXACT_ITEMS:
+        if isinstance(self.decoder, Parallel) and len(self.trie) <= EXACT_ITEMS:
             with stage("beam"):
                 return search_all(self.decoder.distributions(memory), self.trie, searches)
         settings = self.settings
