@@ -24,7 +24,7 @@ from models.baselines import Popular, Random, Transitions
 from models.errors import CheckpointError, InvalidOption
 from models.evaluate import Scorer, evaluate
 from models.export import git_commit
-from models.generation import TorchDecoder
+from models.generation import TorchParallel
 from models.histories import Histories, catalog_from_log, event_type_vocabulary
 from models.layouts.windows import OWNER
 from models.progress import Progress
@@ -196,7 +196,7 @@ class ParallelScorer:
     """
 
     def __init__(self, model: Any, *, name: str) -> None:
-        self._decoder, self._table = TorchDecoder(model), model.tables.codes
+        self._decoder, self._table = TorchParallel(model), model.tables.codes
         self.name = name
 
     def scores(self, histories: Sequence[History], times: Sequence[float]) -> FloatArray:
