@@ -106,10 +106,10 @@ def _mean_of_nearest(texts: FloatArray, known_texts: FloatArray, vectors: FloatA
     """
     lengths = np.sqrt(np.vecdot(known_texts, known_texts))
     known = np.flatnonzero(lengths > 0)
+    directions, near = known_texts[known] / lengths[known, None], min(NEIGHBOURS, len(known))
     out = np.zeros((len(texts), vectors.shape[1]), dtype=np.float32)
-    if not len(known):
-        return out
-    for at in np.flatnonzero(texts.any(axis=1)):
-        likeness = known_texts[known] @ texts[at] / lengths[known]
-        out[at] = vectors[known[np.argsort(-likeness, kind="stable")[:NEIGHBOURS]]].mean(axis=0)
+    for at in np.flatnonzero(texts.any(axis=1)) if near else ():
+        # One text at a time: a vector does not depend on which items came together.
+        likeness = directions @ texts[at]
+        out[at] = vectors[known[np.argpartition(-likeness, near - 1)[:near]]].mean(axis=0)
     return out
