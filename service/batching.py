@@ -7,8 +7,9 @@ or is out of time is dropped while the batch is built, before anything is comput
 One task owns the queue; the others only append to it, all on the event loop, so there are no locks. A batch leaves when
 the worker is free: under load batches grow by themselves, and an idle service adds no waiting.
 
-A batch is no larger than what its most urgent caller has time for, going by what recent batches took: a generator,
-whose work grows with every request in it, would otherwise be late for all of them at once.
+The work of a generator grows with every request in its batch. Where that is so, batches are paced by what recent ones
+took: the freshest go first, as many as are done in time together, and whoever cannot be any more is told at once. First
+come, first served would make a crowd late one and all: each would be begun when most of its time is over.
 
 Each caller says what is to be run: the recommender of the edition that its request holds, or a ranking. Those who want
 the same travel together.
@@ -71,10 +72,18 @@ class MicroBatcher:
         wait_s: how long the oldest question may wait for others while the worker is free.
         clock: seconds from some fixed moment.
         pool: its name in metrics.
+        is_paced: whether a batch takes as much longer as it is larger.
     """
 
     def __init__(
-        self, *, max_batch: int, queue_limit: int, wait_s: float, clock: Callable[[], float], pool: str = "encoder"
+        self,
+        *,
+        max_batch: int,
+        queue_limit: int,
+        wait_s: float,
+        clock: Callable[[], float],
+        pool: str = "encoder",
+        is_paced: bool = False,
     ) -> None:
         self._max_batch = max_batch
         self._queue_limit = queue_limit
@@ -86,7 +95,8 @@ class MicroBatcher:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=pool)
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
-        self._each_s = 0.0  # what one question took lately, in company
+        self._is_paced = is_paced
+        self._each_s = 0.0  # what one question took lately
 
     @property
     def is_alive(self) -> bool:
@@ -178,25 +188,31 @@ class MicroBatcher:
         return "full"
 
     def _next_batch(self) -> list[_Entry]:
-        """The oldest waiter that still wants an answer, and those after it who want the same run."""
-        batch: list[_Entry] = []
-        others: list[_Entry] = []
+        """The waiters that go next, of those who still want an answer and want the same run."""
         now = self._clock()
-        until = float("inf")  # the most urgent deadline of the batch
-        while self._queue and len(batch) < self._max_batch:
-            entry = self._queue.popleft()
+        waiting: list[_Entry] = []
+        for entry in self._queue:
             if entry.waiter.done():  # its caller was cancelled or gave up
                 metrics.SHED.labels("abandoned").inc()
             elif entry.deadline <= now:
-                metrics.SHED.labels("late").inc()
-                entry.waiter.set_exception(DeadlineExceeded("queue"))
-            elif batch and (entry.run != batch[0].run or now + (len(batch) + 1) * self._each_s > until):
-                others.append(entry)
+                _shed_late(entry)
             else:
+                waiting.append(entry)
+        batch: list[_Entry] = []
+        for entry in sorted(waiting, key=_deadline, reverse=True) if self._is_paced else waiting:
+            fits = len(batch) < self._max_batch and now + (len(batch) + 1) * self._each_s <= entry.deadline
+            # The first one goes in any case, or a pace that is wrong would never be found to be.
+            if not batch or (entry.run == batch[0].run and fits):
                 entry.is_dispatched = True
-                until = min(until, entry.deadline)
                 batch.append(entry)
-        self._queue.extendleft(reversed(others))
+        self._queue.clear()
+        for entry in waiting:
+            if entry.is_dispatched:
+                continue
+            if now + (len(batch) + 1) * self._each_s <= entry.deadline:
+                self._queue.append(entry)
+            else:  # too late by the time that this batch is done: told now, while there is time for something simpler
+                _shed_late(entry)
         self._depth.set(len(self._queue))
         return batch
 
@@ -212,8 +228,9 @@ class MicroBatcher:
         except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
             _log.exception("the worker thread failed")
             outcomes = [(error, Timings(self._clock))] * len(batch)
-        each_s = (self._clock() - started) / len(batch)
-        self._each_s = PACE_MEMORY * self._each_s + (1 - PACE_MEMORY) * each_s if self._each_s else each_s
+        if self._is_paced:
+            each_s = (self._clock() - started) / len(batch)
+            self._each_s = PACE_MEMORY * self._each_s + (1 - PACE_MEMORY) * each_s if self._each_s else each_s
         for entry, (outcome, timings) in zip(batch, outcomes, strict=True):
             if entry.waiter.done():
                 continue
@@ -237,3 +254,12 @@ class MicroBatcher:
                 return [(error, timings)]
             return [(RuntimeError(f"the recommender's worker was stopped by {type(error).__name__}"), timings)]
         return [(answer, timings) for answer in answers]
+
+
+def _deadline(entry: _Entry) -> float:
+    return entry.deadline
+
+
+def _shed_late(entry: _Entry) -> None:
+    metrics.SHED.labels("late").inc()
+    entry.waiter.set_exception(DeadlineExceeded("queue"))

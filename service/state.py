@@ -140,6 +140,7 @@ async def serving(
             wait_s=settings.batch_wait_ms / 1000,
             clock=clock,
             pool=pool,
+            is_paced=pool == "generator",
         )
         for pool in metrics.POOLS
     }

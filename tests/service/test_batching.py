@@ -277,19 +277,49 @@ async def test_shutdown_drains_and_then_refuses():
     assert shed("shutdown") == before + 1
 
 
-async def test_a_batch_is_no_larger_than_what_its_most_urgent_caller_has_time_for():
-    clock = lambda: clock.now  # noqa: E731
-    clock.now = 0.0
-    async with Held(clock=clock) as held:
-        clock.now = 1.0  # what one question takes
-        patient = [held.submit(k) for k in (2, 3)]
-        urgent = held.submit(4, deadline=5.5)
-        more = [held.submit(k) for k in (5, 6, 7)]
+class Paced(Held):
+    """A paced batcher in which one question is known to take a second, by a clock that stands still from then on."""
+
+    def __init__(self, **limits) -> None:
+        self.now = 0.0
+        super().__init__(clock=lambda: self.now, is_paced=True, **limits)
+
+    async def release(self) -> None:
+        self.now += 1.0
+        await super().release()
+
+
+async def test_a_paced_batch_takes_the_freshest_that_it_has_time_for_and_tells_the_late_at_once():
+    before = shed("late")
+    async with Paced() as held:
+        waiting = [
+            held.submit(k, deadline=1.0 + seconds) for k, seconds in ((2, 1.5), (3, 2.5), (4, 3.5), (5, 9), (6, 9))
+        ]
         await turn()
         await held.release()
-        await asyncio.gather(*patient, urgent, *more)
-    # The clock stands still from now on, so four are predicted to be done at 5 and a fifth after 5.5.
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+    # 5, 6 and 4 are done after three seconds; 3 has time for two, and 2 for one.
+    assert held.worker.batches == [[1], [5, 6, 4]]
+    assert [isinstance(one, DeadlineExceeded) for one in done] == [True, True, False, False, False]
+    assert shed("late") == before + 2
+
+
+async def test_a_paced_batch_leaves_for_the_next_one_who_has_time_for_it():
+    async with Paced(max_batch=4) as held:
+        waiting = [held.submit(k, deadline=1.0 + 20) for k in range(2, 8)]
+        await turn()
+        await held.release()
+        await asyncio.gather(*waiting)
     assert held.worker.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+async def test_late_by_every_reckoning_one_runs_all_the_same_so_that_a_wrong_pace_is_found_out():
+    async with Paced() as held:
+        hopeless = held.submit(2, deadline=1.5)
+        await turn()
+        await held.release()
+        assert len((await hopeless).answer) == 2
+    assert held.worker.batches == [[1], [2]]
 
 
 async def test_waiting_for_company_ends_with_a_full_batch():
