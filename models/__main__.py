@@ -24,6 +24,7 @@ from models.layouts import layouts
 from models.progress import Progress
 from models.registry import families
 from models.semantic_ids import SemanticIdConfig
+from models.widths import study
 from retrieval.bundle import Bundle
 from retrieval.errors import SequiturError
 
@@ -105,6 +106,24 @@ def _compare(options: argparse.Namespace, progress: Progress) -> int:
         options.json.write_text(json.dumps(compared.table.to_json(), indent=2) + "\n")
     if options.results:
         compared.append(options.results, command=shlex.join(["python", "-m", "models", *sys.argv[1:]]))
+    return 0
+
+
+def _widths(options: argparse.Namespace, progress: Progress) -> int:
+    log = runs.read(_source(options), progress)
+    bundle = Bundle.open(options.bundle)
+    cases = runs.cases_for(bundle, log, split=options.split)
+    found = study(
+        bundle,
+        cases.sample(options.limit, seed=options.seed) if options.limit else cases,
+        widths=options.widths,
+        k=options.k[0],
+        exhaustive=options.exhaustive,
+        seed=options.seed,
+        on_progress=progress.cases,
+    )
+    print(found)
+    print(json.dumps({"bundle": bundle.name, "k": found.k, "widths": [line.to_json() for line in found.lines]}))
     return 0
 
 
@@ -267,6 +286,17 @@ def _parser() -> argparse.ArgumentParser:
     moved.add_argument("--json", type=Path, help="also write the figures there")
     moved.add_argument("--results", type=Path, help="append the tables to this file")
     moved.set_defaults(run=_transfer)
+
+    widths = commands.add_parser("widths", parents=[data], help="what a beam's width buys, beside scoring every item")
+    widths.add_argument("--bundle", required=True, type=Path, help="a bundle that generates")
+    widths.add_argument("--widths", type=_numbers, default=(10, 20, 50, 100), help="of the beam, default 10,20,50,100")
+    widths.add_argument("--k", type=_numbers, default=(10,), help="length of the lists, default 10")
+    widths.add_argument("--limit", type=_count, help="at most this many cases, drawn with --seed; default all")
+    widths.add_argument(
+        "--exhaustive", type=_count, default=200, help="cases for which every item is scored, default 200"
+    )
+    widths.add_argument("--seed", type=int, default=0)
+    widths.set_defaults(run=_widths)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)
