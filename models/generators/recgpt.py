@@ -56,7 +56,7 @@ class RecGPTConfig:
         window: longest history that is read, in items.
         dropout: on embeddings, attention output and feed-forward.
         expansion: feed-forward width in units of d.
-        text: whether tokens also carry the text vector itself.
+        reads_text: whether tokens also carry the text vector itself.
         grid: whether codes that are points of a grid share vectors by coordinate.
         precision: `bfloat16` or `float32`, of matrix products in training. What is stored and served is float32.
     """
@@ -67,7 +67,7 @@ class RecGPTConfig:
     window: int = 50
     dropout: float = 0.1
     expansion: int = 4
-    text: bool = True
+    reads_text: bool = True
     grid: bool = True
     precision: str = "bfloat16"
 
@@ -221,7 +221,7 @@ class RecGPT(nn.Module):
         """float32 (B, n, L, D): at token t of each item, the query for token t of the next."""
         real = item_codes[..., 0] >= 0  # (B, n)
         x = self.norm_code(F.embedding(item_codes.clamp(min=0), self.read()))  # (B, n, L, D)
-        if self.config.text:
+        if self.config.reads_text:
             short = self.chunk * self.levels - item_vectors.shape[-1]
             chunks = F.pad(item_vectors, (0, short)).unflatten(-1, (self.levels, self.chunk))
             x = x + self.norm_text(self.describe(chunks))

@@ -1,6 +1,6 @@
 """RecGPT beside loops and torch's own cross-entropy, and what its sheet demands."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from models.errors import InvalidOption
 from models.generators import recgpt
 from models.generators.recgpt import CodeVectors, RecGPT, RecGPTConfig, SlicedCrossEntropy
-from models.semantic_ids import SemanticIds
+from models.semantic_ids import SemanticIdConfig, SemanticIds
 from retrieval.beam import score_all
 from retrieval.codes import CodeTable
 from retrieval.describer import Describer
@@ -192,11 +192,11 @@ def test_codes_that_are_no_grid_have_free_vectors_alone() -> None:
 
 @torch.inference_mode()
 def test_5_the_text_itself_is_read_unless_it_is_turned_off() -> None:
-    for text in (True, False):
-        model = made(replace(SMALL, text=text))
+    for reads in (True, False):
+        model = made(replace(SMALL, reads_text=reads))
         codes, vectors = feeds(model, [[3, 1, 4]])
         a, b = model.distributions(codes, vectors), model.distributions(codes, vectors + 1.0)
-        assert torch.equal(a, b) != text
+        assert torch.equal(a, b) != reads
 
 
 def test_no_weight_belongs_to_an_item() -> None:
@@ -279,6 +279,10 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
 def test_an_option_out_of_range_is_refused_by_name(option: str, value: object) -> None:
     with pytest.raises(InvalidOption, match=option):
         replace(SMALL, **{option: value})
+
+
+def test_no_option_has_the_name_of_one_of_the_semantic_ids() -> None:
+    assert not {f.name for f in fields(RecGPTConfig)} & {f.name for f in fields(SemanticIdConfig)}
 
 
 def test_levels_of_different_sizes_are_refused_with_the_remedy() -> None:
