@@ -1,8 +1,9 @@
-"""`python -m models`: train, evaluate, compare, cases, transfer, list, inspect.
+"""`python -m models`: train, evaluate, compare, widths, cases, transfer, list, inspect.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
 python -m models evaluate --bundle artifacts/ml-1m --data ml-1m --events DIR --split loo --k 10,20
 python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m --events DIR
+python -m models widths   --bundle artifacts/tiger --data s3rec --events DIR --widths 10,20,50,100
 python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --limit 2000 --out cases.jsonl
 python -m models transfer --model recgpt --train s3rec:A microlens:B --tune windows:V --test windows:T --out artifacts/t
 python -m models list
