@@ -15,6 +15,7 @@ from models.layouts import layouts
         ("s3rec", "amazon-beauty-2014/Beauty.txt", 22_363, 12_101, 198_502),
         ("serenade", "serenade-clicks/train.tsv.gz", 23_753, 18_009, 113_601),
         ("microlens", "microlens-50k", 50_000, 19_220, 359_708),
+        ("windows", "amazon-industrial-2018", 4_533, 3_217, 27_001),
     ],
 )
 def test_counts(shared_data, layout, path, users, items, events):
