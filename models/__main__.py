@@ -1,6 +1,7 @@
-"""`python -m models`: train, evaluate, compare, widths, cases, transfer, list, inspect.
+"""`python -m models`: train, join, evaluate, compare, widths, cases, transfer, list, inspect.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
+python -m models join     --generator artifacts/tiger --dense artifacts/sasrec --out artifacts/both --set beams=20
 python -m models evaluate --bundle artifacts/ml-1m --data ml-1m --events DIR --split loo --k 10,20
 python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m --events DIR
 python -m models widths   --bundle artifacts/tiger --data s3rec --events DIR --widths 10,20,50,100
@@ -125,6 +126,14 @@ def _widths(options: argparse.Namespace, progress: Progress) -> int:
     )
     print(found)
     print(json.dumps({"bundle": bundle.name, "k": found.k, "widths": [line.to_json() for line in found.lines]}))
+    return 0
+
+
+def _join(options: argparse.Namespace, _progress: Progress) -> int:
+    made = runs.join(
+        options.generator, options.out, dense=options.dense, options=dict(options.set), overwrite=options.overwrite
+    )
+    print(f"bundle {made.name} at {made.path}")
     return 0
 
 
@@ -298,6 +307,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     widths.add_argument("--seed", type=int, default=0)
     widths.set_defaults(run=_widths)
+
+    joining = commands.add_parser("join", help="a generator's bundle with an encoder beside it, or searched otherwise")
+    joining.add_argument("--generator", required=True, type=Path, help="a bundle that generates")
+    joining.add_argument("--dense", type=Path, help="bundle of an encoder over the same catalog")
+    joining.add_argument("--out", required=True, type=Path, help="bundle directory to write")
+    joining.add_argument(
+        "--set", action="append", type=_pair, default=[], metavar="key=value", help="beams and the like"
+    )
+    joining.add_argument("--overwrite", action="store_true", help="replace what stands at OUT")
+    joining.set_defaults(run=_join)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)

@@ -7,6 +7,7 @@ one graph alone. A trained encoder of the same catalog may come along, to answer
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from retrieval.beam import Search, search
 from retrieval.bundle import Bundle, Graph, Manifest
 from retrieval.catalog import Catalog
 from retrieval.decoder import CodedHistories, Decoder, OnnxDecoder, ParallelDecoder
+from retrieval.generative import Generation
 from retrieval.inputs import Request
 from retrieval.sequences import EMPTY, FloatArray, History, IntArray
 from retrieval.trie import ConstraintTrie
@@ -71,10 +73,6 @@ def export_generator(
         BundleError: `out` exists and `overwrite` is false.
     """
     model.eval()
-    if dense is not None and dense.catalog.ids != catalog.ids:
-        raise ExportError(
-            f"bundle {dense.name} has another catalog than this log; train the encoder on the same events and items"
-        )
     table, readable = ids.table, [h for h in samples if ids.table.coded[h.rows].any()]
     trie = ConstraintTrie.build(table, priority=catalog.popularity)
     settings = {**generation, "levels": table.levels, "vocabulary": list(table.vocabulary)}
@@ -88,37 +86,82 @@ def export_generator(
         graphs = write_graphs(model, directory, readable)
         decoder = opened(model, directory)
         agreement = parity(model, decoder, trie, readable)
-        index: Mapping[str, Any] = {"kind": "exact"}
-        if dense is None:
-            np.save(directory / bundle.ITEM_VECTORS, ids.vectors, allow_pickle=False)
-        else:
-            graphs["encoder"] = dense.manifest.graphs["encoder"]
-            index = {**dense.manifest.index, "from": dense.name, "window": dense.manifest.window}
-            for file in (bundle.ITEM_VECTORS, bundle.INDEX, graphs["encoder"].file):
-                if file in dense.manifest.files:
-                    shutil.copyfile(dense.path / file, directory / file)
+        np.save(directory / bundle.ITEM_VECTORS, ids.vectors, allow_pickle=False)
         warm = [[catalog.ids[row] for row in h.rows[-model.config.window :]] for h in readable[:WARMUP_HISTORIES]]
         (directory / bundle.WARMUP).write_text(json.dumps(warm, ensure_ascii=False))
-        bundle.seal(
-            directory,
-            Manifest(
-                layout=bundle.LAYOUT,
-                kind="generative",
-                model=name,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                data=data,
-                seed=seed,
-                git_commit=git_commit(),
-                hyper_parameters=hyper_parameters,
-                window=model.config.window if dense is None else dense.manifest.window,
-                event_types=tuple(event_types),
-                exclude_seen=model.exclude_seen,
-                graphs=graphs,
-                index=index,
-                metrics={**metrics, "parity": agreement, "semantic_ids": ids.report},
-                generation=settings,
-            ),
+        manifest = Manifest(
+            layout=bundle.LAYOUT,
+            kind="generative",
+            model=name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            data=data,
+            seed=seed,
+            git_commit=git_commit(),
+            hyper_parameters=hyper_parameters,
+            window=model.config.window,
+            event_types=tuple(event_types),
+            exclude_seen=model.exclude_seen,
+            graphs=graphs,
+            index={"kind": "exact"},
+            metrics={**metrics, "parity": agreement, "semantic_ids": ids.report},
+            generation=settings,
         )
+        bundle.seal(directory, manifest if dense is None else with_encoder(directory, manifest, catalog, dense))
+    return out
+
+
+def with_encoder(directory: Path, manifest: Manifest, catalog: Catalog, dense: Bundle) -> Manifest:
+    """The manifest of a generator beside which an encoder answers, whose files are copied into `directory`.
+
+    Raises:
+        ExportError: `dense` is no encoder, or of another catalog.
+    """
+    if dense.manifest.kind != "encoder":
+        raise ExportError(f"bundle {dense.name} is of kind {dense.manifest.kind!r}; an encoder was expected")
+    if dense.catalog.ids != catalog.ids:
+        raise ExportError(
+            f"bundle {dense.name} has another catalog than the generator; train both on the same events and items"
+        )
+    graph = dense.manifest.graphs["encoder"]
+    for file in (bundle.ITEM_VECTORS, bundle.INDEX, graph.file):
+        if file in dense.manifest.files:
+            shutil.copyfile(dense.path / file, directory / file)
+    return replace(
+        manifest,
+        window=dense.manifest.window,  # the generator's own stands in `generation`
+        graphs={**manifest.graphs, "encoder": graph},
+        index={**dense.manifest.index, "from": dense.name},
+    )
+
+
+def join(
+    generator: Bundle, out: Path, *, dense: Bundle | None, generation: Mapping[str, Any], overwrite: bool = False
+) -> Path:
+    """A generator's bundle again, with an encoder beside it or searched in another way; nothing is trained.
+
+    Args:
+        generator: of kind `generative`.
+        out: where to.
+        dense: the encoder to fall back on; None keeps what the generator has.
+        generation: what changes in how it is searched.
+
+    Raises:
+        ExportError: the bundles do not fit each other.
+        BundleError: `out` exists and `overwrite` is false, or the search cannot be so.
+    """
+    if generator.manifest.kind != "generative":
+        raise ExportError(f"bundle {generator.name} is of kind {generator.manifest.kind!r}; a generator was expected")
+    settings = {**generator.manifest.generation, **generation}
+    Generation.parse(settings)
+    with bundle.writing(out, overwrite=overwrite) as directory:
+        for file in generator.manifest.files:
+            (directory / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(generator.path / file, directory / file)
+        manifest = replace(generator.manifest, generation=settings)
+        if dense is not None:
+            (directory / bundle.INDEX).unlink(missing_ok=True)
+            manifest = with_encoder(directory, manifest, generator.catalog, dense)
+        bundle.seal(directory, manifest)
     return out
 
 

@@ -16,14 +16,13 @@ from typing import Any, Literal
 
 import torch
 
-from models import comparison
+from models import comparison, generator_export
 from models import train as training
 from models.errors import CheckpointError, InvalidOption
 from models.evaluate import EncoderScorer, Report, evaluate, evaluate_served
 from models.events import EventLog, read_log
 from models.export import EXACT_BELOW, export, git_commit
 from models.generation import judged
-from models.generator_export import export_generator
 from models.histories import Histories, catalog_from_log, event_type_vocabulary, with_popularity
 from models.intake import OnBadRow
 from models.progress import Progress
@@ -270,7 +269,9 @@ def train(
         "overwrite": overwrite,
     }
     if generates:
-        export_generator(model, ids, prepared.catalog, generation=asdict(search), dense=fallback, **facts)
+        generator_export.export_generator(
+            model, ids, prepared.catalog, generation=asdict(search), dense=fallback, **facts
+        )
     else:
         export(
             model,
@@ -289,6 +290,24 @@ def train(
         f"{agreement['largest_difference']:.1e}, {agreement['identical_top20']:.2%} of the top-20 lists identical"
     )
     return bundle, report
+
+
+def join(
+    generator: Path, out: Path, *, dense: Path | None, options: Mapping[str, str], overwrite: bool = False
+) -> Bundle:
+    """A generator's bundle again with an encoder beside it, or searched in another way; see `generator_export.join`.
+
+    Raises:
+        InvalidOption: an option that says nothing of the search.
+    """
+    own = Bundle.open(generator)
+    known = {name: value for name, value in own.manifest.generation.items() if name in asdict(SearchOptions())}
+    search, unknown = configure(SearchOptions(**known), options)
+    if unknown:
+        raise InvalidOption(f"--set {', '.join(unknown)}: not an option of the search; known: {', '.join(known)}")
+    other = None if dense is None else Bundle.open(dense)
+    generator_export.join(own, out.resolve(), dense=other, generation=asdict(search), overwrite=overwrite)
+    return Bundle.open(out.resolve())
 
 
 def workbench(out: Path) -> Path:
