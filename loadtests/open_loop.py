@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -215,13 +215,18 @@ async def run(
             pasts = {user: pasts[user] for user in {step.user_id for step in steps} if user in pasts}
             await _tell(client, pasts)
         session = Session(client, facts, steps, k=k, is_stored=is_stored, pasts=pasts if is_stored else None)
-        gc.collect()
-        gc.freeze()  # the prepared requests are not garbage; looking through them during the run would be our lag
-        cpu, wall = time.process_time(), time.perf_counter()
-        timed = await offer(due, session.send)
-        busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
-        gc.unfreeze()
-    return {**measured(timed, begin=warmup, end=warmup + seconds), "generator_cpu": round(busy, 3)}
+        return await driven(session, due, begin=warmup, end=warmup + seconds)
+
+
+async def driven(session: Session, due: npt.NDArray[np.float64], *, begin: float, end: float) -> dict[str, Any]:
+    """Carries a session out; the figures of what was due between `begin` and `end`, and how busy we were."""
+    gc.collect()
+    gc.freeze()  # the prepared requests are not garbage; looking through them during the run would be our lag
+    cpu, wall = time.process_time(), time.perf_counter()
+    timed = await offer(due, session.send)
+    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    gc.unfreeze()
+    return {**measured(timed, begin=begin, end=end), "generator_cpu": round(busy, 3)}
 
 
 async def _tell(client: Client, pasts: dict[str, list[str]]) -> None:
@@ -238,7 +243,7 @@ async def _tell(client: Client, pasts: dict[str, list[str]]) -> None:
             raise LoadError(f"the readers' past could not be stored: {got.code} {got.body}")
 
 
-def bottlenecks(figures: dict[str, Any], rate: float) -> list[str]:
+def bottlenecks(figures: Mapping[str, Any], rate: float) -> list[str]:
     """Sentences on what the generator itself may have spoiled."""
     found = []
     if figures["lag_p99_ms"]["median"] > LATE_MS:

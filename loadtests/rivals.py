@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,22 @@ def started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def serving(bundle: Path, *, threads: int, deadline_ms: float = PATIENCE_MS) -> AbstractContextManager[str]:
+    """The address of the service on a bundle, histories in its memory; it runs where this thread may run."""
+    own = {
+        "SEQUITUR_STORE": "memory://",
+        "SEQUITUR_CORES": str(threads),
+        "SEQUITUR_DEADLINE_MS": f"{deadline_ms:g}",
+    }
+    command = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]
+    return started(command, {**_clean(), **own})
+
+
+def _clean() -> dict[str, str]:
+    """The environment without settings of the service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SEQUITUR_")}
 
 
 def _address(process: subprocess.Popen[bytes], log: int) -> str:
@@ -87,16 +103,13 @@ def compare(
     Raises:
         LoadError: they do not give the same items, or one fails.
     """
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SEQUITUR_")}
-    own = {**clean, "SEQUITUR_STORE": "memory://", "SEQUITUR_CORES": str(threads), "SEQUITUR_DEADLINE_MS": "10000"}
-    serve = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]
     plain = [sys.executable, "-m", "loadtests.plain", "--graph", str((bundle / graph).resolve())]
     plain += ["--vectors", str((bundle / "item_vectors.npy").resolve()), "--items", str(items.resolve())]
     plain += ["--window", str(window), "--threads", str(threads)]
     with ExitStack() as up:
         urls = {
-            "service": up.enter_context(started(serve, own)),
-            "plain": up.enter_context(started(plain, clean)),
+            "service": up.enter_context(serving(bundle, threads=threads)),
+            "plain": up.enter_context(started(plain, _clean())),
         }
         return asyncio.run(_measured(urls, ask, rounds=rounds, calls=calls))
 
