@@ -274,7 +274,8 @@ def transfer(
 ) -> Transferred:
     """Trains a generator on some catalogs and measures it on another, before and after it learnt from that one.
 
-    Everything learnt stays in `out`: semantic ids, checkpoints, and `weights.npz` of the training on other catalogs.
+    Everything learnt stays in `out`: semantic ids with their describer, and by part of the work (`training`, `tuning`,
+    `scratch`) a checkpoint and the weights.
 
     Args:
         train: logs of the catalogs that are learnt from.
