@@ -1,8 +1,10 @@
 """Semantic ids for a catalog: text to vectors, vectors to codes, and a report of whether the codes are any good."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,14 @@ from models.text import registry as texts
 from retrieval.catalog import Catalog, Numbers, Tags, Words
 from retrieval.codes import CodeTable
 from retrieval.describer import Describer
-from retrieval.errors import InvalidInput
+from retrieval.errors import BundleTorn, InvalidInput
 from retrieval.sequences import FloatArray
 from retrieval.text import describe
 
+TABLE, VECTORS, DESCRIBER, REPORT = "codes.npz", "vectors.npy", "describer", "report.json"
 FIELDS = ("title", "brand", "categories", "text_id", "description")
 CATEGORIES = ("categories", "category", "genres")
+SLICE = 512  # texts between two signs of life
 PAIRS = 20_000  # drawn to see how often items share a category
 
 
@@ -62,6 +66,31 @@ class SemanticIds:
     describer: Describer
     report: Mapping[str, Any]
 
+    def save(self, directory: Path) -> None:
+        """Writes everything into a directory, which may be there already."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.table.save(directory / TABLE)
+        np.save(directory / VECTORS, self.vectors, allow_pickle=False)
+        self.describer.save(directory / DESCRIBER)
+        (directory / REPORT).write_text(json.dumps(self.report, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, directory: Path) -> "SemanticIds":
+        """Reads what `save` wrote: the same codes again, without learning anything anew.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+        """
+        table, describer = CodeTable.load(directory / TABLE), Describer.load(directory / DESCRIBER)
+        try:
+            vectors = np.load(directory / VECTORS, allow_pickle=False)
+            report = json.loads((directory / REPORT).read_text())
+        except (OSError, ValueError, EOFError) as error:
+            raise BundleTorn(f"the semantic ids in {directory} cannot be read ({error}); assign them again") from error
+        if vectors.shape != (len(table) + 1, describer.text.width) or table.vocabulary != describer.vocabulary:
+            raise BundleTorn(f"the files of the semantic ids in {directory} do not belong together; assign them again")
+        return cls(table, vectors, describer, report)
+
 
 def assign(catalog: Catalog, config: SemanticIdConfig, *, seed: int, progress: Progress) -> SemanticIds:
     """Learns text encoder and quantiser from a catalog and codes its items.
@@ -79,7 +108,8 @@ def assign(catalog: Catalog, config: SemanticIdConfig, *, seed: int, progress: P
         )
     encoder = texts.PROVIDERS.get(config.text)(spoken, config, seed=seed, progress=progress)
     vectors = np.zeros((len(catalog) + 1, encoder.width), dtype=np.float32)
-    vectors[1:] = encoder.encode(said)
+    for start in progress.bar(range(0, len(said), SLICE), "describing items", unit=f"{SLICE} items"):
+        vectors[1 + start : 1 + start + SLICE] = encoder.encode(said[start : start + SLICE])
     telling = vectors[vectors.any(axis=1)]
     if not len(telling):
         raise InvalidInput(f"text encoder {config.text} finds nothing in the texts of {', '.join(fields)}")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from retrieval.errors import BundleForeign, BundleTorn, InvalidInput
-from retrieval.sequences import BoolArray, FloatArray
+from retrieval.sequences import FloatArray, IntArray
 
 ABOUT = "text.json"
 HASHED = "text.npz"
@@ -163,7 +163,11 @@ class OnnxText:
         said = sorted((at for at in said if encoded[at].ids), key=lambda at: len(encoded[at].ids))
         for start in range(0, len(said), BATCH):
             batch = said[start : start + BATCH]
-            vectors[batch] = self._run([encoded[at].ids for at in batch])
+            ids = [encoded[at].ids for at in batch]
+            mask = np.arange(max(map(len, ids))) < np.array([[len(i)] for i in ids])
+            padded = np.zeros(mask.shape, dtype=np.int64)
+            padded[mask] = np.concatenate(ids)
+            vectors[batch] = self.run(padded, mask)
         return vectors
 
     def save(self, directory: Path) -> None:
@@ -172,17 +176,15 @@ class OnnxText:
         (directory / TOKENIZER).write_text(self._json)
         (directory / ABOUT).write_text(json.dumps({"kind": "onnx", "tokens": self._tokens}))
 
-    def _run(self, ids: Sequence[Sequence[int]]) -> FloatArray:
-        longest = max(map(len, ids))
-        mask: BoolArray = np.arange(longest) < np.array([[len(i)] for i in ids])
-        padded = np.zeros((len(ids), longest), dtype=np.int64)
-        padded[mask] = np.concatenate(ids)
-        feeds = {"input_ids": padded, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(padded)}
+    def run(self, ids: IntArray, mask: npt.NDArray[Any]) -> FloatArray:
+        """float32, shape (B, D), of length one: the vectors of token ids int64 (B, T), where mask is true or 1."""
+        feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(ids)}
         out: Any = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
         pooled = np.asarray(out, dtype=np.float64)
         if pooled.ndim == 3:
             pooled = (pooled * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        vectors: FloatArray = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+        lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+        vectors: FloatArray = (pooled / np.maximum(lengths, 1e-12)).astype(np.float32)
         return vectors
 
 

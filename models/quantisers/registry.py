@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from models.errors import InvalidOption
 from models.folder import Folder
 from models.progress import Progress
@@ -18,7 +20,8 @@ class QuantiserOptions:
     Attributes:
         levels: codes of an item, without the one that numbers twins.
         codewords: V, codewords of each level; FSQ has its grid instead.
-        quantiser_width: E, the width in which an RQ-VAE quantises, or of the decoder of FSQ; 0 leaves it to them.
+        quantiser_width: E, the width in which residuals are quantised, or that of the decoder of FSQ; 0 leaves it to
+            the quantiser.
         quantiser_epochs: passes over the vectors; 0 leaves it to the quantiser.
         quantiser_rate: learning rate of its Adam.
     """
@@ -65,6 +68,15 @@ class QuantiserProvider(Protocol):
 PROVIDERS: Folder[QuantiserProvider] = Folder("models.quantisers", "quantiser")
 
 
+def standard(vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and spread of each dimension, float32 of shape (D,) each, to standardise vectors (n, D) with.
+
+    A dimension that hardly varies is not blown up: its spread counts as a thousandth of the average one at least.
+    """
+    spread = vectors.std(axis=0)
+    return vectors.mean(axis=0), np.maximum(spread, max(1e-3 * float(spread.mean()), 1e-12)).astype(np.float32)
+
+
 def unexplained(vectors: FloatArray, rebuilt: Any) -> float:
     """The squared error of (n, D) rebuilt vectors as a share of the variance of the vectors; 0 where all are equal."""
     spread = float(((vectors - vectors.mean(axis=0)) ** 2).sum())
@@ -72,5 +84,5 @@ def unexplained(vectors: FloatArray, rebuilt: Any) -> float:
 
 
 def batch_size(n: int, largest: int) -> int:
-    """Vectors of one training step: an epoch over a small catalog has at least eight steps, or it would learn nothing."""
+    """Vectors of one training step: an epoch over a small catalog has eight steps too, or it would learn nothing."""
     return max(1, min(largest, -(-n // 8)))

@@ -13,13 +13,13 @@ from torch import nn
 
 from models.progress import Progress
 from models.quantisers.clusters import residual_codebooks
-from models.quantisers.registry import PROVIDERS, Learnt, QuantiserOptions, batch_size, unexplained
+from models.quantisers.registry import PROVIDERS, Learnt, QuantiserOptions, batch_size, standard, unexplained
 from retrieval.quantisers import ResidualCodebooks
 from retrieval.sequences import FloatArray
 
 HIDDEN = (512, 256, 128)
 WIDTH = 32
-BATCH = 1024
+BATCH = 256
 EPOCHS = 100
 WARM_SHARE = 0.1  # of the epochs without codes
 COMMITMENT = 0.25
@@ -57,7 +57,7 @@ class Autoencoder(nn.Module):
 @PROVIDERS.register("rqvae")
 def rqvae(vectors: FloatArray, options: QuantiserOptions, *, seed: int, progress: Progress) -> Learnt:
     """`levels` codebooks of `codewords` in a latent space of `quantiser_width`."""
-    mean, scale = vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-6)
+    mean, scale = standard(vectors)
     given = torch.from_numpy(((vectors - mean) / scale).astype(np.float32))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

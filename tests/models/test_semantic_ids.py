@@ -14,7 +14,7 @@ from models.semantic_ids import SemanticIdConfig, SemanticIds, assign, assign_by
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
 from retrieval.describer import Describer
-from retrieval.errors import InvalidInput
+from retrieval.errors import BundleTorn, InvalidInput
 
 SMALL = SemanticIdConfig(levels=2, codewords=8, text_width=8)
 THINGS = {"lamp": "light", "chair": "seat", "shirt": "wear", "kettle": "cook"}
@@ -121,6 +121,29 @@ class TestConfig:
     def test_an_unknown_name_is_refused(self, change: dict):
         with pytest.raises(InvalidOption, match="'dreams' is not known"):
             assign(toy.catalog(), replace(SMALL, **change), seed=1, progress=Progress())
+
+
+class TestOnDisk:
+    def test_loaded_they_are_the_same(self, ids: SemanticIds, tmp_path: Path):
+        ids.save(tmp_path / "ids")
+        again = SemanticIds.load(tmp_path / "ids")
+        assert (again.table.codes == ids.table.codes).all()
+        assert (again.vectors == ids.vectors).all()
+        assert again.report == ids.report
+        assert again.describer.vocabulary == ids.describer.vocabulary
+
+    @pytest.mark.parametrize("name", ["codes.npz", "vectors.npy", "report.json", "describer/quantiser.npz"])
+    def test_a_damaged_file_is_torn(self, ids: SemanticIds, tmp_path: Path, name: str):
+        ids.save(tmp_path)
+        (tmp_path / name).write_bytes(b"{")
+        with pytest.raises(BundleTorn):
+            SemanticIds.load(tmp_path)
+
+    def test_files_of_two_assignments_are_torn(self, ids: SemanticIds, tmp_path: Path):
+        ids.save(tmp_path)
+        np.save(tmp_path / "vectors.npy", ids.vectors[:5])
+        with pytest.raises(BundleTorn, match="do not belong together"):
+            SemanticIds.load(tmp_path)
 
 
 class TestAnotherCatalogue:

@@ -7,7 +7,7 @@ from models.progress import Progress
 from models.quantisers.registry import QuantiserOptions
 from models.quantisers.rqvae import Autoencoder, exported, revive, rqvae
 
-SMALL = QuantiserOptions(levels=3, codewords=8, quantiser_width=4, quantiser_epochs=20)
+SMALL = QuantiserOptions(levels=3, codewords=8, quantiser_width=4, quantiser_epochs=12)
 
 
 def vectors(n: int = 600) -> np.ndarray:
