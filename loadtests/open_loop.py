@@ -244,15 +244,15 @@ async def _tell(client: Client, pasts: dict[str, list[str]]) -> None:
 
 
 def bottlenecks(figures: Mapping[str, Any], rate: float) -> list[str]:
-    """Sentences on what the generator itself may have spoiled."""
+    """Sentences on what the caller itself may have spoiled."""
     found = []
     if figures["lag_p99_ms"]["median"] > LATE_MS:
         found.append(
-            f"{rate:g}/s: at p99 requests left {figures['lag_p99_ms']['median']:.1f} ms late, which is the generator's "
+            f"{rate:g}/s: at p99 requests left {figures['lag_p99_ms']['median']:.1f} ms late, which is the caller's "
             "share of the latency; give it a core of its own (--cores)"
         )
     if figures["generator_cpu"]["median"] > 0.85:
-        found.append(f"{rate:g}/s: the generator used {figures['generator_cpu']['median']:.0%} of a core: its limit")
+        found.append(f"{rate:g}/s: the caller used {figures['generator_cpu']['median']:.0%} of a core: its limit")
     if not figures["sustained"]:
         found.append(f"{rate:g}/s was NOT SUSTAINED; its percentiles describe a growing queue")
     return found
