@@ -169,17 +169,17 @@ def train(
         model.train()
         with Interruption() as interruption:
             for batch in progress.bar(batches[at.batch :], f"epoch {at.epoch + 1}", done=at.batch, unit="batch"):
+                done = at.epoch * len(batches) + at.batch
                 for group in optimiser.param_groups:
-                    group["lr"] = rate(
-                        config, step=at.epoch * len(batches) + at.batch, steps=config.epochs * len(batches)
-                    )
+                    group["lr"] = rate(config, step=done, steps=config.epochs * len(batches))
                 mean, positions = step(model, histories, batch, loss_of)
                 optimiser.zero_grad()
                 # Batches hold windows of similar length, so their sizes differ; each position shall weigh the same.
                 (mean * (positions / usual)).backward()
                 optimiser.step()
                 if average:
-                    move(average, model, config.average)
+                    # A mean over fewer steps at first, or a short run would be judged by what it began with.
+                    move(average, model, min(config.average, (1 + done) / (10 + done)))
                 value = float(mean.detach())
                 if not math.isfinite(value):
                     raise Diverged(f"the loss is {value} in epoch {at.epoch + 1}; lower --set learning_rate=")

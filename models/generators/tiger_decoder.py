@@ -29,6 +29,8 @@ from models.registry import register
 from models.semantic_ids import SemanticIds
 from retrieval.inputs import Tables
 
+NEVER = -1e9  # a logit whose probability is zero; an infinite one would make the moving average of weights NaN
+
 
 @dataclass(frozen=True)
 class TigerDecoderConfig:
@@ -156,7 +158,7 @@ class TigerDecoder(nn.Module):
         nn.init.normal_(self.written.weight, std=0.5)
         nn.init.normal_(self.turn, std=0.5)
         for level, size in enumerate(self.vocabulary):
-            self.bias.data[level, :, size:] = -torch.inf  # a level with fewer codewords than the largest
+            self.bias.data[level, :, size:] = NEVER  # a level with fewer codewords than the largest
 
     def loss(self, feeds: tuple[Tensor, ...], targets: Tensor, real: Tensor) -> tuple[Tensor, int]:
         """The mean cross-entropy of the codes of every target.
@@ -180,8 +182,10 @@ class TigerDecoder(nn.Module):
         x = x.unflatten(1, (real.shape[1], -1))[real]  # (P, L, D)
         logits = torch.baddbmm(self.bias, x.transpose(0, 1), self.head)  # (L, P, V)
         wanted = wanted[real].T  # (L, P)
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), label_smoothing=self.config.smoothing)
-        return loss, wanted.shape[1]
+        total = F.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten(), label_smoothing=self.config.smoothing, reduction="sum"
+        )
+        return total / max(1, wanted.numel()), wanted.shape[1]  # the mean of nothing would be NaN
 
     def prefill(self, item_codes: Tensor) -> tuple[Tensor, ...]:
         """What every step of a request shares.
@@ -207,12 +211,11 @@ class TigerDecoder(nn.Module):
         written = prefix.shape[2]  # with the leading 0, so the level that comes is one below
         embedded = self.written(prefix + self.offsets[:written]) * (torch.arange(written) > 0).unsqueeze(-1)
         x = state.unsqueeze(1) + embedded.sum(2)  # (B, M, D)
-        now = (torch.arange(len(self.vocabulary)) == written - 1).to(x.dtype)  # one-hot: a shape cannot pick weights
+        level = torch.arange(written)[-1:]  # a shape cannot pick weights, a tensor can
         memory = [(keys[:, block], values[:, block]) for block in range(len(self.code_blocks))]
-        x = self._write(x + now @ self.turn, memory, allowed[:, None, None])
-        head = torch.tensordot(now, self.head, 1)
-        bias = torch.where(now.bool()[:, None, None], self.bias, 0.0).sum(0)  # -inf times zero would be NaN
-        return torch.log_softmax(x @ head + bias, dim=-1)
+        x = self._write(x + self.turn.index_select(0, level), memory, allowed[:, None, None])
+        logits = x @ self.head.index_select(0, level)[0] + self.bias.index_select(0, level)[0]
+        return torch.log_softmax(logits, dim=-1)
 
     def _states(self, item_codes: Tensor) -> tuple[Tensor, Tensor]:
         """The history's slots, float32 (B, n, D), and which of them each slot may see, bool (B, 1, n, n)."""

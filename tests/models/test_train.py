@@ -271,11 +271,12 @@ def test_without_a_judge_every_epoch_is_run_and_the_last_weights_are_kept(tmp_pa
 @pytest.mark.train
 def test_what_is_judged_and_kept_is_the_average(tmp_path: Path, events: Histories) -> None:
     plain, _ = run(tmp_path / "a", events, config=replace(QUICK, average=0.0))
-    nearly_still, _ = run(tmp_path / "b", events, config=replace(QUICK, average=0.999999))
+    mean, _ = run(tmp_path / "b", events, config=replace(QUICK, average=0.999999))
     torch.manual_seed(QUICK.seed)
     start = SASRec(SMALL, ITEMS)
-    assert (plain.items.weight - start.items.weight).abs().max() > 0.01
-    assert (nearly_still.items.weight - start.items.weight).abs().max() < 1e-4
+    far, near = ((model.items.weight - start.items.weight).abs().mean() for model in (plain, mean))
+    # Behind the last weights, and yet not held back by the first ones, however long the mean is in the end.
+    assert far / 4 < near < far * 0.9
 
 
 def test_the_moving_average_is_lent_and_given_back() -> None:
