@@ -276,7 +276,8 @@ def test_what_is_judged_and_kept_is_the_average(tmp_path: Path, events: Historie
     start = SASRec(SMALL, ITEMS)
     far, near = ((model.items.weight - start.items.weight).abs().mean() for model in (plain, mean))
     # Behind the last weights, and yet not held back by the first ones, however long the mean is in the end.
-    assert far / 4 < near < far * 0.9
+    assert far / 2 < near < far
+    assert (plain.items.weight - mean.items.weight).abs().max() > 1e-3
 
 
 def test_the_moving_average_is_lent_and_given_back() -> None:
