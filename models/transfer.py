@@ -312,7 +312,8 @@ def transfer(
     resumable = {k: v for k, v in options_used.items() if k not in ("epochs", "threads", "patience")}
     identity = {"model": name, "options": resumable, "data": [source.digest for source in sources]}
     progress.say(f"{len(catalog):,} items of {len(sources)} catalogs, {len(histories.rows):,} events; {options_used}")
-    ids = _semantic_ids(out, catalog, replace(coding, text_fields=TEXT), identity, settings.seed, progress)
+    made_from = {"options": asdict(coding), "seed": settings.seed, "data": identity["data"]}
+    ids = _semantic_ids(out, catalog, replace(coding, text_fields=TEXT), made_from, settings.seed, progress)
     other = assign_by(asked.catalog, ids.describer)
     progress.say(f"semantic ids of the training catalogs: {ids.report}\nof the tested one: {other.report}")
 
@@ -331,6 +332,8 @@ def transfer(
 
     torch.manual_seed(settings.seed)
     model = maker(config, ids)
+    sizes = [1 + len(sources[0].catalog), *(len(source.catalog) for source in sources[1:])]  # row 0 goes with the first
+    model.groups.copy_(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)))
     position = learnt(model, histories, "training")
     moved = model.over(other)
     n_items = len(asked.catalog)

@@ -11,15 +11,19 @@ gathers, exact without any search (`retrieval.beam.score_all`).
 
 Deviations:
 - Size: 256 wide here and 768 in the paper, which learnt from 132 million events.
-- Where codes are points of a grid (FSQ), a code's input and output vectors are a free part and a part shared by all
-  codes with the same coordinate (`grid`). The paper's hundred times larger data shows every code often; here most of
-  what another catalog uses would have been seen a few times or never.
+- Where codes are points of a grid (FSQ), codes with a coordinate in common share a part of their input and output
+  vectors (`vectors`). The paper's hundred times larger data shows every code often. Here, vectors of their own learn
+  the training catalogs by heart and say nothing of another; sums over coordinates alone carry over, and the softmax
+  over all codes is then exactly one small softmax per coordinate.
+- The head is not tied to the input vectors, but begins as a copy of them: an untrained model then ranks by closeness
+  to the newest item, which random heads had not learnt from a million events. By the paper's objective they unlearn
+  it: the largest gain of a code's probability is to know which catalog one is in. `objective=items` asks for the target
+  among others of its own catalog, where that gain does not exist; the score is the same sum of log-probabilities.
 - Positions count the real items of the window, the oldest being 0, as right padding counts them; so neither the padding
   nor an item without a code moves anything. The public predictor pads on the left and its positions shift.
 - No dropout on attention weights, where it would turn the fused kernel off.
-- In training the softmax is over the codes that some item of the catalog has, full otherwise and without sampling. A
-  code that no item has is never a candidate; pushing it down would teach that it is new, which is what another catalog
-  must not be told, and what serves is normalised over all codes again, which moves no ranking.
+- With vectors of their own the softmax of training is over the codes that some item of the catalog has, full otherwise
+  and without sampling; what serves is normalised over all codes again, which moves no ranking.
 - That softmax is computed slice by slice, its gradient with it, in bfloat16 unless `precision` says otherwise: the
   same function, without ever holding the logits of thousands of codes for every token of a batch.
 """
@@ -57,7 +61,10 @@ class RecGPTConfig:
         dropout: on embeddings, attention output and feed-forward.
         expansion: feed-forward width in units of d.
         reads_text: whether tokens also carry the text vector itself.
-        grid: whether codes that are points of a grid share vectors by coordinate.
+        vectors: of codes: `free` gives each its own, `grid` one to each value of a grid coordinate, and a code has the
+            sum of its coordinates' vectors; `both` adds the two. Codes that are no grid are free whatever this says.
+        objective: `codes`, the cross-entropy of the target's codes, as in the paper; or `items`, that of the target
+            among the other targets of the batch and of its catalog.
         precision: `bfloat16` or `float32`, of matrix products in training. What is stored and served is float32.
     """
 
@@ -68,7 +75,8 @@ class RecGPTConfig:
     dropout: float = 0.1
     expansion: int = 4
     reads_text: bool = True
-    grid: bool = True
+    vectors: str = "both"
+    objective: str = "codes"
     precision: str = "bfloat16"
 
     def __post_init__(self) -> None:
@@ -80,39 +88,66 @@ class RecGPTConfig:
             raise InvalidOption(f"dropout {self.dropout} must be at least 0 and below 1")
         if self.d % self.heads:
             raise InvalidOption(f"d {self.d} is not divisible by heads {self.heads}")
-        if self.precision not in ("bfloat16", "float32"):
-            raise InvalidOption(f"precision {self.precision!r} is none of bfloat16, float32")
+        choices = {
+            "vectors": ("free", "grid", "both"),
+            "objective": ("codes", "items"),
+            "precision": ("bfloat16", "float32"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InvalidOption(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
 
 
 class CodeVectors(nn.Module):
-    """One vector per code: a free one, plus one per coordinate where codes are points of a grid.
+    """One vector per code: its own, or the sum of one per grid coordinate, or both.
 
     Args:
         codes: V.
         d: width D.
-        steps: values of each grid dimension, V their product; empty where codes are names and nothing else.
+        steps: values of each grid dimension, V their product; empty where no vectors are shared.
+        free: whether every code also has a vector of its own.
     """
 
-    def __init__(self, codes: int, d: int, steps: tuple[int, ...]) -> None:
+    def __init__(self, codes: int, d: int, steps: tuple[int, ...], *, free: bool) -> None:
         super().__init__()
-        self.free = nn.Parameter(torch.empty(codes, d).normal_(std=0.02))
-        self.shared = nn.Parameter(torch.empty(sum(steps), d).normal_(std=0.02))
-        numbers, every = torch.arange(codes), []
+        self.steps = steps
+        self.free = nn.Parameter(torch.empty(codes if free else 0, d).normal_(std=0.02))
+        # Neighbouring values of a coordinate begin alike, so that what is near on the grid is near here.
+        begun = [0.02 * _smooth(step) @ torch.randn(step, d) for step in steps]
+        self.shared = nn.Parameter(torch.cat(begun) if begun else torch.zeros(0, d))
+        numbers, digits = torch.arange(codes), []
         for step in steps:
-            every.append(F.one_hot(numbers % step, step))
+            digits.append(numbers % step)
             numbers = numbers // step
+        self.digits: Tensor
         self.coordinates: Tensor
-        marks = torch.cat(every, dim=1).float() if every else torch.zeros(codes, 0)
-        self.register_buffer("coordinates", marks, persistent=False)
+        ones = [F.one_hot(digit, step) for digit, step in zip(digits, steps, strict=True)]
+        self.register_buffer("digits", torch.stack(digits, 1) if digits else torch.zeros(codes, 0), persistent=False)
+        self.register_buffer(
+            "coordinates", torch.cat(ones, 1).float() if ones else torch.zeros(codes, 0), persistent=False
+        )
 
     def forward(self) -> Tensor:
         """float32 (V, D)."""
-        return self.free + self.coordinates @ self.shared if len(self.shared) else self.free
+        if not self.steps:
+            return self.free
+        shared = self.coordinates @ self.shared
+        return self.free + shared if len(self.free) else shared
+
+
+def _smooth(values: int) -> Tensor:
+    """float32 (n, n): turns n independent vectors into ones whose likeness falls with distance, exp(-(i - j)^2 / 2)."""
+    places = torch.arange(values, dtype=torch.float32)
+    likeness = torch.exp(-((places[:, None] - places) ** 2) / 2)
+    return torch.linalg.cholesky(likeness + 1e-4 * torch.eye(values))
 
 
 @register("recgpt")
 class RecGPT(nn.Module):
     """The generator.
+
+    Where several catalogs were joined to one, `groups` says which row is of which, float32 (N + 1,); all are of one
+    until somebody says otherwise.
 
     Args:
         config: hyper-parameters.
@@ -144,17 +179,23 @@ class RecGPT(nn.Module):
         self.tables = Tables(vectors={TEXT: ids.vectors}, codes=ids.table)
         self.levels, width = len(vocabulary), ids.vectors.shape[1]
         quantiser = ids.describer.quantiser
-        steps = quantiser.steps if config.grid and isinstance(quantiser, FiniteScalar) else ()
+        steps: tuple[int, ...] = ()
+        free = True
+        if isinstance(quantiser, FiniteScalar) and config.vectors != "free":
+            steps, free = quantiser.steps, config.vectors == "both"
         self.codes: Tensor
         self.live: Tensor
         self.places: Tensor
+        self.groups: Tensor
         codes = torch.from_numpy(ids.table.codes.astype("int64"))
         live = codes[codes[:, 0] >= 0].unique()  # the codes that some item has, at any level
         places = torch.full(vocabulary[:1], -1).scatter(0, live, torch.arange(len(live)))
-        for name, table in (("codes", codes), ("live", live), ("places", places)):
+        for name, table in (("codes", codes), ("live", live), ("places", places), ("groups", torch.zeros(len(codes)))):
             self.register_buffer(name, table, persistent=False)
-        self.read = CodeVectors(vocabulary[0], config.d, steps)
-        self.head = CodeVectors(vocabulary[0], config.d, steps)
+        self.read = CodeVectors(vocabulary[0], config.d, steps, free=free)
+        self.head = CodeVectors(vocabulary[0], config.d, steps, free=free)
+        # Untrained, the model then says that what is near the newest item comes next; the two part as they learn.
+        self.head.load_state_dict(self.read.state_dict())
         self.chunk = -(-width // self.levels)  # coordinates of the text vector that each token carries
         self.describe = nn.Linear(self.chunk, config.d, bias=False)
         self.norm_code, self.norm_text = nn.LayerNorm(config.d), nn.LayerNorm(config.d)
@@ -198,11 +239,36 @@ class RecGPT(nn.Module):
         asked = real & (wanted[..., 0] >= 0) & (feeds[0][..., 0] >= 0)
         with self._precision():
             states = self.states(*feeds)[asked].flatten(0, 1)  # (P L, D)
-            head = self.head()[self.live]
-        half = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
-        total: Tensor = SlicedCrossEntropy.apply(states.to(half), head.to(half), self.places[wanted[asked].flatten()])
         positions = int(asked.sum())
-        return total / max(1, positions * self.levels), positions
+        if self.config.objective == "items":
+            return self._among_targets(states, targets[asked]) / max(1, positions), positions
+        return self._cross_entropy(states, wanted[asked].flatten()) / max(1, positions * self.levels), positions
+
+    def _among_targets(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The sum of -log p(target | the targets of this batch in its group), states (P L, D) and rows int64 (P,).
+
+        An item's score is the one that serves, sum_k log p_k(c_k), whose normalisers are the same for all and cancel.
+        """
+        with self._precision():
+            items = self.head()[self.codes[targets]].flatten(1)  # (P, L D)
+            scores = (states.view(-1, items.shape[1]) @ items.T).float()  # (P, P)
+        twin = (targets[:, None] == targets) & ~torch.eye(len(targets), dtype=torch.bool)
+        foreign = self.groups[targets][:, None] != self.groups[targets]
+        scores = scores.masked_fill(twin | foreign, -torch.inf)
+        return F.cross_entropy(scores, torch.arange(len(targets)), reduction="sum")
+
+    def _cross_entropy(self, states: Tensor, wanted: Tensor) -> Tensor:
+        """The sum of -log p over states float32 (T, D) and codes int64 (T,)."""
+        head = self.head
+        if not len(head.free):
+            # exp(s . sum_j u_j) over all points of a grid is a product over its dimensions, and so is its sum: the
+            # softmax over all codes is one small softmax per coordinate, to the last digit.
+            logits, digits = (states.float() @ head.shared.T).split(head.steps, dim=1), head.digits[wanted].unbind(1)
+            each = [F.cross_entropy(of, digit, reduction="sum") for of, digit in zip(logits, digits, strict=True)]
+            return torch.stack(each).sum()
+        half = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        total: Tensor = SlicedCrossEntropy.apply(states.to(half), head()[self.live].to(half), self.places[wanted])
+        return total
 
     def distributions(self, item_codes: Tensor, item_vectors: Tensor) -> Tensor:
         """float32 (B, L, V): log-probabilities of every code of the next item.

@@ -156,6 +156,49 @@ def test_the_loss_is_the_cross_entropy_of_the_next_items_codes_among_those_that_
     assert float(loss.detach()) == pytest.approx(total / (5 * TOKENS), rel=1e-4)
 
 
+def test_without_free_vectors_the_softmax_over_all_codes_is_one_per_coordinate() -> None:
+    model = made(replace(SMALL, vectors="grid"))
+    rows, nexts, real = [[3, 1, 4]], torch.tensor([[1, 4, 15]]), torch.ones(1, 3, dtype=torch.bool)
+    loss, _ = model.loss(feeds(model, rows), nexts, real)
+    logits = model.states(*feeds(model, rows)) @ model.head().T
+    want = F.cross_entropy(logits.flatten(0, 2), model.codes[nexts].flatten())
+    torch.testing.assert_close(loss, want)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x, (model.head.shared, model.read.shared)) for x in (loss, want)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_loss_of_items_is_the_target_among_the_targets_of_its_own_group() -> None:
+    model = made(replace(SMALL, objective="items"))
+    model.groups[4:] = 1.0
+    rows, nexts = [[3, 1, 4, 1], [2, 2, 1, 9]], torch.tensor([[1, 4, 2, 5], [2, 1, 9, 5]])
+    loss, positions = model.loss(feeds(model, rows), nexts, torch.ones(2, 4, dtype=torch.bool))
+    with torch.inference_mode():
+        states, head = model.states(*feeds(model, rows)).flatten(0, 1), model.head()
+        wanted = nexts.flatten().tolist()
+        total = 0.0
+        for state, target in zip(states, wanted, strict=True):
+            own = {row for row in wanted if (row >= 4) == (target >= 4)}
+            scores = {row: float((state * head[model.codes[row]]).sum()) for row in own}
+            repeats = [row for row in wanted if row in own and row != target]  # as often as the batch has them
+            total += np.log(np.exp(scores[target]) + sum(np.exp(scores[row]) for row in repeats)) - scores[target]
+    assert positions == 8
+    assert float(loss.detach()) == pytest.approx(total / 8, rel=1e-4)
+
+
+@torch.inference_mode()
+def test_untrained_it_ranks_by_closeness_to_the_newest_item() -> None:
+    vectors, _ = by_topic(6, 5, noise=0.1)
+    torch.manual_seed(0)
+    model = RecGPT(replace(SMALL, d=64, vectors="grid"), ids_of(vectors)).eval()
+    table = model.tables.codes
+    assert table is not None
+    scores = score_all(model.distributions(*feeds(model, [[1 + 5 * topic] for topic in range(6)])).numpy(), table)
+    own = [np.argsort(-line)[:5] for line in scores]
+    assert np.mean([(rows - 1) // 5 == topic for topic, rows in enumerate(own)]) > 0.8
+
+
 def test_what_cannot_be_predicted_is_left_out_of_the_loss() -> None:
     vectors = some_vectors()
     vectors[6] = 0.0
@@ -176,7 +219,7 @@ def test_bfloat16_learns_from_nearly_the_same_loss() -> None:
 
 
 def test_codes_with_a_coordinate_in_common_share_a_part_of_their_vectors() -> None:
-    vectors = CodeVectors(CODES, 3, STEPS)
+    vectors = CodeVectors(CODES, 3, STEPS, free=True)
     torch.nn.init.zeros_(vectors.free)
     every, shared = vectors(), vectors.shared
     for code in range(CODES):
@@ -186,7 +229,7 @@ def test_codes_with_a_coordinate_in_common_share_a_part_of_their_vectors() -> No
 
 def test_codes_that_are_no_grid_have_free_vectors_alone() -> None:
     ids = ids_of(some_vectors(), RandomCodes((CODES,) * TOKENS, seed=1))
-    for model in (made(ids=ids), made(replace(SMALL, grid=False))):
+    for model in (made(ids=ids), made(replace(SMALL, vectors="free"))):
         assert model.read() is model.read.free
 
 
@@ -273,6 +316,8 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
         ("window", 0),
         ("expansion", 0),
         ("dropout", 1.0),
+        ("vectors", "tied"),
+        ("objective", "users"),
         ("precision", "float16"),
     ],
 )
