@@ -135,8 +135,8 @@ def test_what_was_learnt_on_two_catalogs_answers_on_a_third(
     again = transfer.transfer("recgpt", train, tune, test, out, SMALL, progress=Progress(said), resume=True)
     assert str(again.whole) == str(done.whole)
     for option, words in (("d", "another run"), ("quantiser_epochs", "other options")):
+        other = {**SMALL, option: "4"}
         with pytest.raises(CheckpointError, match=words):
-            other = {**SMALL, option: "4"}
             transfer.transfer("recgpt", train, tune, test, out, other, progress=Progress(said), resume=True)
 
 
