@@ -180,18 +180,20 @@ def write_graphs(model: Any, directory: Path, samples: Sequence[History]) -> dic
         shorter = model.prefill(
             *(feed[:, 1:] if 1 in shape else feed for feed, shape in zip(feeds, shapes, strict=True))
         )
-    batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=model.config.window)
+    # A memory holds one line per item, or one per code.
+    levels = model.tables.codes.levels
+    batch, length = torch.export.Dim("B"), torch.export.Dim("L", max=model.config.window * levels)
     grows: tuple[dict[int, Any], ...] = tuple(
         {0: batch} | {at: length for at, (a, b) in enumerate(zip(long.shape, short.shape, strict=True)) if a != b}
         for long, short in zip(memory, shorter, strict=True)
     )
-    # Three beams, and one code written: sizes that are none of the others, so that none is taken for another.
-    prefix = torch.zeros(len(feeds[0]), 3, 2, dtype=torch.int64)
-    written = torch.export.Dim("T", max=model.tables.codes.levels)
+    # Four beams, and two codes written: sizes that are none of the others, so that none is taken for another.
+    prefix = torch.zeros(len(feeds[0]), 4, min(3, levels), dtype=torch.int64)
+    written = {2: torch.export.Dim("T", max=levels)} if levels > 1 else {}
     trace(
         _Part(model, "step"),
         (prefix, *(part.clone() for part in memory)),
-        ({0: batch, 1: torch.export.Dim("M"), 2: written}, *grows),
+        ({0: batch, 1: torch.export.Dim("M")} | written, *grows),
         directory / STEP,
         inputs=("prefix", *model.memory_names),
         outputs=["log_probs"],
