@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import checkpoint, comparison, runs
+from models import comparison, runs
 from models import train as training
 from models.baselines import Popular, Random, Transitions
 from models.errors import CheckpointError, InvalidOption
@@ -34,7 +34,6 @@ from models.splits import Cases
 from retrieval.beam import score_all
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
-from retrieval.describer import Describer
 from retrieval.errors import InvalidInput
 from retrieval.inputs import Request
 from retrieval.sequences import PAD_ROW, FloatArray, History
@@ -385,20 +384,18 @@ def transfer(
 
 
 def _semantic_ids(
-    out: Path, catalog: Catalog, config: SemanticIdConfig, identity: Mapping[str, Any], seed: int, progress: Progress
+    out: Path, catalog: Catalog, config: SemanticIdConfig, made_from: Mapping[str, Any], seed: int, progress: Progress
 ) -> SemanticIds:
     """The semantic ids of the training catalogs, kept in `out`: reading fifty thousand texts takes minutes."""
-    store, folder = out / "semantic_ids.npz", out / "describer"
-    if store.exists():
-        arrays, facts = checkpoint.load(store)
-        if facts["identity"] != json.loads(json.dumps(identity)):
-            raise CheckpointError(f"{out} holds a run of other options or data ({facts['identity']}); name another one")
-        table = CodeTable(arrays["codes"], tuple(arrays["vocabulary"].tolist()))
-        return SemanticIds(table, arrays["vectors"], Describer.load(folder), facts["report"])
+    folder, label = out / "semantic_ids", out / "semantic_ids.json"
+    if label.exists():
+        before = json.loads(label.read_text())
+        if before != json.loads(json.dumps(made_from)):
+            raise CheckpointError(f"{out} holds a run of other options or data ({before}); name another one")
+        return SemanticIds.load(folder)
     ids = assign(catalog, config, seed=seed, progress=progress)
-    ids.describer.save(folder)
-    arrays = {"codes": ids.table.codes, "vocabulary": np.array(ids.table.vocabulary), "vectors": ids.vectors}
-    checkpoint.save(store, arrays=arrays, facts={"identity": identity, "report": ids.report})
+    ids.save(folder)
+    label.write_text(json.dumps(made_from))
     return ids
 
 
