@@ -28,7 +28,7 @@ from models.intake import OnBadRow
 from models.progress import Progress
 from models.registry import configure, family
 from models.scoring import TorchScorer
-from models.semantic_ids import SemanticIdConfig, assign
+from models.semantic_ids import SemanticIdConfig, SemanticIds, assign
 from models.splits import Cases, Split, leave_one_out, temporal
 from retrieval.bundle import Bundle, refuse_taken
 from retrieval.catalog import Catalog
@@ -210,15 +210,11 @@ def train(
         )
     fallback = None if dense is None else Bundle.open(dense)
     prepared = prepare(read(source, progress), split=split)
+    if directory.exists() and not resume:
+        shutil.rmtree(directory)
+    ids = None if coding is None else _semantic_ids(directory, prepared.catalog, coding, settings.seed, progress)
     torch.manual_seed(settings.seed)
-    if coding is None:
-        model = maker(config, len(prepared.catalog))
-    else:
-        progress.say(f"semantic ids: text by {coding.text}, codes by {coding.quantiser}")
-        ids = assign(prepared.catalog, coding, seed=settings.seed, progress=progress)
-        progress.say(f"semantic ids: {ids.report}")
-        torch.manual_seed(settings.seed)
-        model = maker(config, ids)
+    model = maker(config, len(prepared.catalog) if ids is None else ids)
     progress.say(
         f"training {name} with seed {settings.seed}: " + ", ".join(f"{key}={value}" for key, value in hyper.items())
     )
@@ -228,8 +224,6 @@ def train(
     else:
         cases = prepared.validation.sample(VALIDATE_GENERATED if generates else VALIDATE_CASES, seed=settings.seed)
         judge = partial(_ndcg, cases, len(prepared.catalog))
-    if directory.exists() and not resume:
-        shutil.rmtree(directory)
     position = training.train(
         model,
         prepared.train,
@@ -268,7 +262,7 @@ def train(
         "metrics": metrics,
         "overwrite": overwrite,
     }
-    if generates:
+    if ids is not None:
         generator_export.export_generator(
             model, ids, prepared.catalog, generation=asdict(search), dense=fallback, **facts
         )
@@ -308,6 +302,22 @@ def join(
     other = None if dense is None else Bundle.open(dense)
     generator_export.join(own, out.resolve(), dense=other, generation=asdict(search), overwrite=overwrite)
     return Bundle.open(out.resolve())
+
+
+def _semantic_ids(
+    directory: Path, catalog: Catalog, config: SemanticIdConfig, seed: int, progress: Progress
+) -> SemanticIds:
+    """The codes of a run: those that it began with where it is resumed, for weights mean nothing under others."""
+    store = directory / "semantic_ids"
+    if store.is_dir():
+        return SemanticIds.load(store)
+    progress.say(f"semantic ids: text by {config.text}, codes by {config.quantiser}")
+    ids = assign(catalog, config, seed=seed, progress=progress)
+    progress.say(f"semantic ids: {ids.report}")
+    beside = store.with_suffix(".partial")
+    ids.save(beside)
+    beside.rename(store)
+    return ids
 
 
 def workbench(out: Path) -> Path:

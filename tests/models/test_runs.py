@@ -11,15 +11,21 @@ from typing import Any
 import markov
 import numpy as np
 import pytest
+import toy
 from markov import Chain
+from toy_generative import toy_generative
 
 from models import runs
 from models import train as training
-from models.errors import CheckpointError, InvalidOption, OrderOnly, UnknownModel
+from models.errors import CheckpointError, ExportError, InvalidOption, OrderOnly, UnknownModel
 from models.progress import Progress
 from models.runs import Source
+from models.semantic_ids import SemanticIdConfig
+from retrieval import bundle
 from retrieval.bundle import Bundle
+from retrieval.catalog import Catalog
 from retrieval.errors import BundleError, InvalidInput
+from retrieval.recommenders import load
 
 NOWHERE = Source("csv", [Path("/nowhere/log.csv")])
 
@@ -278,3 +284,47 @@ def test_events_of_items_outside_the_catalog_are_counted(chain: Chain, tmp_path:
     report = runs.judge_bundle(Bundle.open(chain.bundle), read(newer), split="loo", ks=(10,), progress=quiet())
     assert "1 events of items outside the catalog left out" in report.protocol
     assert np.isfinite(report.measures["recall@10"].value)
+
+
+def test_codes_are_made_once_for_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SemanticIdConfig(text_width=4, levels=2, codewords=4)
+    made = runs._semantic_ids(tmp_path, toy.catalog(), config, 1, quiet())
+    monkeypatch.setattr(runs, "assign", lambda *_, **__: pytest.fail("weights mean nothing under other codes"))
+    again = runs._semantic_ids(tmp_path, toy.catalog(), config, 1, quiet())
+    np.testing.assert_array_equal(again.table.codes, made.table.codes)
+
+
+def test_a_generator_is_joined_with_an_encoder_and_searched_otherwise(tmp_path: Path) -> None:
+    generator = toy_generative(tmp_path / "generator", dense=False)
+    encoder = toy.write(tmp_path / "encoder")
+    joined = runs.join(generator, tmp_path / "both", dense=encoder, options={"beams": "7", "candidates": "hybrid"})
+    own = Bundle.open(generator).manifest
+    assert set(joined.manifest.graphs) == {"prefill", "step", "encoder"}
+    assert joined.manifest.generation == {**own.generation, "beams": 7, "candidates": "hybrid"}
+    np.testing.assert_array_equal(joined.item_vectors, Bundle.open(encoder).item_vectors)
+    assert load(joined).dense is not None
+    alone = runs.join(generator, tmp_path / "alone", dense=None, options={})
+    assert alone.manifest.generation == own.generation
+    assert alone.manifest.graphs == own.graphs
+
+
+def test_what_does_not_fit_together_is_not_joined(tmp_path: Path) -> None:
+    generator, encoder = toy_generative(tmp_path / "generator"), toy.write(tmp_path / "encoder")
+    other = tmp_path / "other"
+    with bundle.writing(other) as directory:
+        for file in Bundle.open(encoder).manifest.files:
+            shutil.copyfile(encoder / file, directory / file)
+        Catalog.build([f"o{n}" for n in range(20)]).save(directory / bundle.CATALOG)
+        bundle.seal(directory, Bundle.open(encoder).manifest)
+    out = tmp_path / "out"
+    with pytest.raises(ExportError, match="is of kind 'encoder'; a generator was expected"):
+        runs.join(encoder, out, dense=None, options={})
+    with pytest.raises(ExportError, match="is of kind 'generative'; an encoder was expected"):
+        runs.join(generator, out, dense=generator, options={})
+    with pytest.raises(ExportError, match="has another catalog than the generator"):
+        runs.join(generator, out, dense=other, options={})
+    with pytest.raises(InvalidOption, match="--set epochs: not an option of the search; known: beams"):
+        runs.join(generator, out, dense=None, options={"epochs": "3"})
+    with pytest.raises(InvalidOption, match="beams 0 must be at least 1"):
+        runs.join(generator, out, dense=None, options={"beams": "0"})
+    assert not out.exists()
