@@ -332,6 +332,7 @@ def transfer(
     torch.manual_seed(settings.seed)
     model = maker(config, ids)
     sizes = [1 + len(sources[0].catalog), *(len(source.catalog) for source in sources[1:])]  # row 0 goes with the first
+    untrained = model.over(other)  # what the architecture alone says, which learning has to beat
     model.groups.copy_(torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)))
     position = learnt(model, histories, "training")
     moved = model.over(other)
@@ -344,6 +345,7 @@ def transfer(
         Transitions(older.histories, n_items),
     ]
     scorers: list[Scorer] = [
+        ParallelScorer(untrained, name=f"{name} untrained"),
         ParallelScorer(moved, name=f"{name} zero-shot"),
         ParallelScorer(moved.over(_silent(other)), name=f"{name} zero-shot, no text input"),
         ParallelScorer(moved.over(_shuffled(other, settings.seed)), name=f"{name} zero-shot, shuffled codes"),

@@ -122,6 +122,7 @@ def test_what_was_learnt_on_two_catalogs_answers_on_a_third(
     # Five topics of six items: whoever knows the topic has the target among ten, whoever does not in a third of all.
     assert figures["recgpt zero-shot"] > 0.8 > figures["popular"]
     assert figures["recgpt zero-shot, shuffled codes"] < figures["recgpt zero-shot"]
+    assert figures["recgpt zero-shot"] > figures["recgpt untrained"]
     assert {"recgpt tuned", "recgpt from nothing", "recgpt zero-shot, no text input", "text-knn"} < set(figures)
     assert done.whole.lines[0].report.n_cases == 60
     assert done.whole.lines[0].report.n_users == 30
