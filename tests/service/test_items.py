@@ -103,7 +103,7 @@ async def test_a_new_item_is_known_to_events_and_rankings_and_history(client):
         ({"attributes": {f"a{n}": n for n in range(33)}}, "32"),
         ({"attributes": {"": 1}}, "at least 1 character"),
         ({"available": "no"}, "boolean"),
-        ({"titel": "x"}, "titel"),
+        ({"colour": "x"}, "colour"),
     ],
 )
 async def test_what_cannot_be_kept_of_an_item_is_named_and_nothing_changes(client, body, reason):
