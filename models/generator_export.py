@@ -74,6 +74,10 @@ def export_generator(
     """
     model.eval()
     table, readable = ids.table, [h for h in samples if ids.table.coded[h.rows].any()]
+    if not readable:
+        raise ExportError(
+            "no sample history holds an item with a code, so nothing can be compared; describe more items"
+        )
     trie = ConstraintTrie.build(table, priority=catalog.popularity)
     settings = {**generation, "levels": table.levels, "vocabulary": list(table.vocabulary)}
     settings |= {"text_fields": list(ids.describer.fields), "window": model.config.window}
@@ -258,11 +262,12 @@ def _codes(model: Any, rows: IntArray) -> IntArray:
 
 
 def _worst(ours: FloatArray, theirs: FloatArray) -> float:
-    """The largest difference of two log-probabilities; those that say impossible must agree in that."""
-    possible = np.isfinite(ours)
-    difference = np.abs(ours - theirs, where=possible, out=np.zeros_like(ours))
-    worst = float(difference.max()) if np.array_equal(possible, np.isfinite(theirs)) else np.inf
-    if not (difference <= TOLERANCE * np.maximum(1.0, np.abs(np.where(possible, ours, 1.0)))).all():
+    """The largest difference of two log-probabilities; what one calls impossible, the other must call so too."""
+    with np.errstate(invalid="ignore"):  # -inf less -inf, where both say so
+        difference = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+    size = np.maximum(1.0, np.abs(np.where(np.isfinite(ours), ours, 1.0)))
+    worst = float(difference.max())
+    if not (difference <= TOLERANCE * size).all():  # NaN is not
         raise ExportError(
             f"torch and onnxruntime differ by {worst:.2e} in a log-probability; {TOLERANCE:.0e} of its size is "
             "allowed, so the graphs do not compute what was trained"

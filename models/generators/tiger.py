@@ -25,7 +25,7 @@ Deviations:
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -41,7 +41,8 @@ from retrieval.inputs import Tables
 
 BUCKETS, FARTHEST = 32, 128  # of distances between tokens; from the second on they are all the same
 EPSILON = 1e-6
-Pairs = list[tuple[Tensor, Tensor]]
+Group = tuple[Tensor, Tensor]  # histories and what followed
+Pairs = list[tuple[Tensor, Tensor]]  # keys and values, by block
 TOKENS = 1024  # of histories that are computed together in training: what a core's cache holds
 
 
@@ -249,16 +250,12 @@ class Tiger(nn.Module):
         Returns:
             The loss, and how many targets it is the mean of.
         """
-        total, positions = torch.zeros(()), 0
-        for item_codes, wanted in self._samples(feeds[0], targets, real):
-            with self._precision():
-                allowed, states = self._read(item_codes)
-                x = self.vectors(wanted[:, :-1] + self.starts[:-1])
-                x = torch.cat([self.start.expand(len(wanted), 1, -1), x], dim=1)  # (P, L, D)
-                x, _ = self._write(self.dropout(x)[:, None], self._remember(states), allowed)
-            logits = torch.baddbmm(self.shut, x[:, 0].float().transpose(0, 1), self._head(self.places).transpose(1, 2))
-            total = total + F.cross_entropy(logits.flatten(0, 1), wanted.T.flatten(), reduction="sum")
-            positions += len(wanted)
+        groups = list(self._samples(feeds[0], targets, real))
+        positions = sum(len(wanted) for _, wanted in groups)
+        if torch.is_grad_enabled():
+            total = Apart.apply(self._summed, groups, *self.parameters())
+        else:
+            total = sum((self._summed(*group) for group in groups), torch.zeros(()))
         return total / max(1, positions * len(self.vocabulary)), positions
 
     def prefill(self, item_codes: Tensor) -> tuple[Tensor, ...]:
@@ -301,7 +298,17 @@ class Tiger(nn.Module):
         head, shut = self._head(self.places.index_select(0, level)[0]), self.shut.index_select(0, level)[0]
         return torch.log_softmax(state @ head.T + shut, dim=-1)
 
-    def _samples(self, item_codes: Tensor, targets: Tensor, real: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _summed(self, item_codes: Tensor, wanted: Tensor) -> Tensor:
+        """The summed cross-entropy of the codes int64 (P, L) that followed histories int64 (P, n, L)."""
+        with self._precision():
+            allowed, states = self._read(item_codes)
+            x = self.vectors(wanted[:, :-1] + self.starts[:-1])
+            x = torch.cat([self.start.expand(len(wanted), 1, -1), x], dim=1)  # (P, L, D)
+            x, _ = self._write(self.dropout(x)[:, None], self._remember(states), allowed)
+        logits = torch.baddbmm(self.shut, x[:, 0].float().transpose(0, 1), self._head(self.places).transpose(1, 2))
+        return F.cross_entropy(logits.flatten(0, 1), wanted.T.flatten(), reduction="sum")
+
+    def _samples(self, item_codes: Tensor, targets: Tensor, real: Tensor) -> Iterator[Group]:
         """Histories int64 (P, n', L) and the codes of what followed (P, L), those of like length together.
 
         An item without a code is left out of histories, as serving leaves it out, and is no target.
@@ -373,6 +380,28 @@ class Tiger(nn.Module):
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+class Apart(torch.autograd.Function):
+    """A sum over groups of samples, whose gradient is formed group by group: only one group's states are ever held."""
+
+    @staticmethod
+    def forward(ctx: Any, summed: Callable[..., Tensor], groups: Sequence[Group], *weights: Tensor) -> Tensor:
+        """float32 scalar; see the class."""
+        total, grads = torch.zeros(()), [torch.zeros_like(w) for w in weights]
+        for group in groups:
+            with torch.enable_grad():
+                part = summed(*group)
+            for grad, more in zip(grads, torch.autograd.grad(part, weights), strict=True):
+                grad += more
+            total += part.detach()
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """See the class."""
+        return None, None, *(grad * own for own in ctx.saved_tensors)
 
 
 def buckets(distance: Tensor, *, both: bool) -> Tensor:
