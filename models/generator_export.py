@@ -24,7 +24,7 @@ from retrieval.beam import Search, search
 from retrieval.bundle import Bundle, Graph, Manifest
 from retrieval.catalog import Catalog
 from retrieval.decoder import CodedHistories, Decoder, OnnxDecoder, ParallelDecoder
-from retrieval.generative import Generation
+from retrieval.generative import HYBRID, Generation
 from retrieval.inputs import Request
 from retrieval.sequences import EMPTY, FloatArray, History, IntArray
 from retrieval.trie import ConstraintTrie
@@ -118,14 +118,9 @@ def with_encoder(directory: Path, manifest: Manifest, catalog: Catalog, dense: B
     """The manifest of a generator beside which an encoder answers, whose files are copied into `directory`.
 
     Raises:
-        ExportError: `dense` is no encoder, or of another catalog.
+        ExportError: see `check_encoder`.
     """
-    if dense.manifest.kind != "encoder":
-        raise ExportError(f"bundle {dense.name} is of kind {dense.manifest.kind!r}; an encoder was expected")
-    if dense.catalog.ids != catalog.ids:
-        raise ExportError(
-            f"bundle {dense.name} has another catalog than the generator; train both on the same events and items"
-        )
+    check_encoder(dense, catalog)
     graph = dense.manifest.graphs["encoder"]
     for file in (bundle.ITEM_VECTORS, bundle.INDEX, graph.file):
         if file in dense.manifest.files:
@@ -136,6 +131,20 @@ def with_encoder(directory: Path, manifest: Manifest, catalog: Catalog, dense: B
         graphs={**manifest.graphs, "encoder": graph},
         index={**dense.manifest.index, "from": dense.name},
     )
+
+
+def check_encoder(dense: Bundle, catalog: Catalog) -> None:
+    """Refuses a bundle that cannot answer for a generator of this catalog.
+
+    Raises:
+        ExportError: it is no encoder, or of another catalog.
+    """
+    if dense.manifest.kind != "encoder":
+        raise ExportError(f"bundle {dense.name} is of kind {dense.manifest.kind!r}; an encoder was expected")
+    if dense.catalog.ids != catalog.ids:
+        raise ExportError(
+            f"bundle {dense.name} has another catalog than the generator; train both on the same events and items"
+        )
 
 
 def join(
@@ -156,7 +165,8 @@ def join(
     if generator.manifest.kind != "generative":
         raise ExportError(f"bundle {generator.name} is of kind {generator.manifest.kind!r}; a generator was expected")
     settings = {**generator.manifest.generation, **generation}
-    Generation.parse(settings)
+    if Generation.parse(settings).candidates == HYBRID and dense is None and "encoder" not in generator.manifest.graphs:
+        raise ExportError("hybrid candidates come from an encoder too, and there is none; name one with --dense")
     with bundle.writing(out, overwrite=overwrite) as directory:
         for file in generator.manifest.files:
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +238,7 @@ def parity(model: Any, decoder: Decoder, trie: ConstraintTrie, samples: Sequence
         of histories whose best 20 items are the same in the same order.
 
     Raises:
-        ExportError: a log-probability differs by more than the tolerance of its size.
+        ExportError: a log-probability differs by more than the tolerance of its size, or is no number.
     """
     ours, largest, same = in_torch(model), 0.0, 0
     live = trie.live(np.arange(len(model.tables.codes) + 1) > 0)
@@ -240,6 +250,8 @@ def parity(model: Any, decoder: Decoder, trie: ConstraintTrie, samples: Sequence
         searches = [Search(LIST, LIST, live, EMPTY.rows) for _ in histories]
         memories = [side.prefill(requests) for side in (ours, decoder)]
         lists = [search(side, memory, trie, searches) for side, memory in zip((ours, decoder), memories, strict=True)]
+        if not all(found.finished for found in lists[0]):
+            raise ExportError("the model gives no numbers for real histories, so its training diverged; train it again")
         codes = np.stack([_codes(model, found.rows) for found in lists[0]])
         for level in range(trie.levels):
             prefix = codes[:, :, :level] if level else codes[:, :1, :0]

@@ -33,6 +33,7 @@ from models.splits import Cases, Split, leave_one_out, temporal
 from retrieval.bundle import Bundle, refuse_taken
 from retrieval.catalog import Catalog
 from retrieval.errors import InvalidInput
+from retrieval.generative import GENERATED, HYBRID
 from retrieval.sequences import History
 
 VALIDATE_CASES = 10_000  # drawn once, seeded; the whole of every public benchmark of this size is used
@@ -69,7 +70,7 @@ class SearchOptions:
     beams: int = 50
     widen: int = 0
     exact_below: int = 200
-    candidates: str = "generated"
+    candidates: str = GENERATED
 
     def __post_init__(self) -> None:
         """Raises `InvalidOption` where a value is out of its range."""
@@ -78,8 +79,8 @@ class SearchOptions:
                 f"beams {self.beams} must be at least 1, widen {self.widen} and exact_below {self.exact_below} "
                 "not negative"
             )
-        if self.candidates not in ("generated", "hybrid"):
-            raise InvalidOption(f"candidates {self.candidates!r} is none of generated, hybrid")
+        if self.candidates not in (GENERATED, HYBRID):
+            raise InvalidOption(f"candidates {self.candidates!r} is none of {GENERATED}, {HYBRID}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +209,12 @@ def train(
         raise InvalidOption(
             f"--set {', '.join(unknown)}: not an option of {name} or its training; known: {', '.join(known)}"
         )
+    if search.candidates == HYBRID and dense is None:
+        raise InvalidOption("candidates=hybrid takes an encoder's items too; name its bundle with --dense")
     fallback = None if dense is None else Bundle.open(dense)
     prepared = prepare(read(source, progress), split=split)
+    if fallback is not None:
+        generator_export.check_encoder(fallback, prepared.catalog)  # now, and not after hours
     if directory.exists() and not resume:
         shutil.rmtree(directory)
     ids = None if coding is None else _semantic_ids(directory, prepared.catalog, coding, settings.seed, progress)
