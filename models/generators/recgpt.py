@@ -16,9 +16,10 @@ Deviations:
   the training catalogs by heart and say nothing of another; sums over coordinates alone carry over, and the softmax
   over all codes is then exactly one small softmax per coordinate.
 - The head is not tied to the input vectors, but begins as a copy of them: an untrained model then ranks by closeness
-  to the newest item, which random heads had not learnt from a million events. By the paper's objective they unlearn
-  it: the largest gain of a code's probability is to know which catalog one is in. `objective=items` asks for the target
-  among others of its own catalog, where that gain does not exist; the score is the same sum of log-probabilities.
+  to the newest item, which random heads had not learnt from 0.7 million targets. By the paper's objective that is
+  unlearnt: most of a code's probability is won by knowing which catalog one is in. `objective=items` asks for the
+  target among others of its own catalog, where this wins nothing; the score is the same sum of log-probabilities. At a
+  small learning rate it keeps what the model began with. That it adds to it on a catalog never met was not seen here.
 - Positions count the real items of the window, the oldest being 0, as right padding counts them; so neither the padding
   nor an item without a code moves anything. The public predictor pads on the left and its positions shift.
 - No dropout on attention weights, where it would turn the fused kernel off.
@@ -159,7 +160,7 @@ class RecGPT(nn.Module):
 
     paper: ClassVar[str] = "RecGPT: A Foundation Model for Sequential Recommendation, 2025, arXiv 2506.06270"
     stage: ClassVar[str] = "generator"
-    status: ClassVar[str] = "smaller than the paper's and trained on less: see models/RESULTS.md"
+    status: ClassVar[str] = "transfers by how it begins, not yet by what it learns: see models/RESULTS.md"
     Config: ClassVar[type] = RecGPTConfig
     recipe: ClassVar[Mapping[str, Any]] = {"epochs": 20, "patience": 4, "warmup": 200}
     semantic: ClassVar[Mapping[str, Any]] = {"quantiser": "fsq", "dedup": False}
