@@ -19,7 +19,7 @@ class Chain:
     """A log of known structure and the bundle of a model that was trained on it.
 
     Attributes:
-        log: CSV.
+        log: CSV; `items.csv` beside it where its items have titles.
         bundle: directory; nobody writes into it.
         said: what the training said while it ran.
         printed: what it printed at its end.
@@ -63,6 +63,14 @@ def write_csv(path: Path, users: int, length: int, *, items: int, seed: int = 1)
     for user, rows in enumerate(sequences(users, length, items=items, seed=seed)):
         lines += [f"u{user},i{row},{1000 * user + t}" for t, row in enumerate(rows)]
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_items(path: Path, *, items: int) -> Path:
+    """An item table: titles that say something of every item but the last."""
+    things, colours = ("lamp", "chair", "kettle", "shirt"), ("red", "blue", "green")
+    lines = [f"i{row},{colours[row % 3]} {things[row % 4]} {row}" for row in range(1, items)]
+    path.write_text("\n".join(["item_id,title", *lines, f"i{items},"]) + "\n")
     return path
 
 

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.comparison import append_results, beside, compare, paired
-from models.evaluate import evaluate
+from models.evaluate import Report, evaluate
 from models.histories import Histories
-from models.splits import leave_one_out
+from models.splits import Cases, leave_one_out
 from retrieval.errors import InvalidInput
 from retrieval.sequences import FloatArray, History
 
@@ -69,6 +71,38 @@ def test_reports_on_other_cases_are_not_put_beside_each_other() -> None:
         beside([one, kept], {"one"}, headline="ndcg@1")
     with pytest.raises(InvalidInput, match="no baseline"):
         beside([one], {"popular"}, headline="ndcg@1")
+
+
+def listed(name: str, step: int, cases: Cases = SPLIT.test, **changes: Any) -> Report:
+    """The report of a model that lists one item, as of one that gives no scores."""
+    scored = evaluate(Guess(name, step), cases, n_items=N, ks=(1,))
+    protocol = f"{cases.words}; lists of 1 as it comes, seen items filtered"
+    return replace(scored, **{"protocol": protocol, "users": cases.users, **changes})
+
+
+def test_models_that_give_lists_stand_beside_those_that_give_scores() -> None:
+    lists = [listed("right", 1), listed("wrong", 3)]
+    remarks = {"right": "50 beams"}
+    comparison = compare([Guess("guess", 1)], SPLIT.train, SPLIT.test, n_items=N, ks=(1,), lists=lists, remarks=remarks)
+    lines = {line.report.name: line for line in comparison.lines}
+    assert list(lines)[-3:] == ["guess", "right", "wrong"]
+    assert lines["right"].report.measures == lines["guess"].report.measures
+    assert lines["right"].verdict == lines["guess"].verdict
+    assert lines["right"].remark == "50 beams"
+    assert lines["wrong"].verdict == "loses to transitions"
+    assert {line.report.protocol for line in comparison.lines} == {comparison.protocol}
+
+
+def test_lists_of_other_cases_are_refused() -> None:
+    def beside_lists(report: Report, **changes: Any) -> Any:
+        return compare([], SPLIT.train, SPLIT.test, n_items=N, ks=(1,), lists=[report], **changes)
+
+    with pytest.raises(InvalidInput, match="other was not judged on these cases"):
+        beside_lists(listed("other", 1, cases=SPLIT.test.sample(100, seed=0)))
+    with pytest.raises(InvalidInput, match="with seen items kept; evaluate it again"):
+        beside_lists(listed("other", 1), seen="kept")
+    with pytest.raises(InvalidInput, match="names of their own"):
+        beside_lists(listed("popular", 1))
 
 
 def test_two_of_one_name_are_refused() -> None:

@@ -4,17 +4,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import toy
+from toy_generative import toy_generative
 
-from models.evaluate import EncoderScorer, Seen, evaluate, evaluate_served
+from models.evaluate import EncoderScorer, Report, Seen, evaluate, evaluate_lists, evaluate_served
 from models.histories import Histories
 from models.metrics import MISS
 from models.splits import leave_one_out
 from retrieval.bundle import Bundle
 from retrieval.errors import InvalidInput
+from retrieval.filters import Eligible
+from retrieval.inputs import Request
+from retrieval.queries import NO_STAGES, Answer, Query, Stage
 from retrieval.sequences import FloatArray, History
 
 N = 6
@@ -170,3 +175,66 @@ def test_an_encoder_gives_no_history_no_preference(toy_bundle: Path) -> None:
     scores = scorer.scores([History.of_rows([]), History.of_rows([3])], [0.0, 0.0])
     assert not scores[0].any()
     assert scores[1].argmax() == 3
+
+
+class Listing:
+    """Lists eligible rows from the last one down, seen or not, at most three."""
+
+    name = "listing"
+
+    def reads(self, _request: Request, /) -> bool:
+        return True
+
+    def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
+        with stage("retrieve"):
+            answers = []
+            for query in queries:
+                rows = np.array([r for r in range(N, 0, -1) if query.eligible.mask[r] and r not in query.exclude][:3])
+                answers.append(Answer.of(rows, -rows.astype(np.float32), "listing"))
+            return answers
+
+
+def listed(**changes: Any) -> Report:
+    given: dict[str, Any] = {
+        "cases": SPLIT.test,
+        "ks": (1, 2),
+        "eligible": Eligible.of(np.arange(N + 1) > 0),
+        **changes,
+    }
+    return evaluate_lists(Listing(), given.pop("cases"), name="listing", how="as it comes", **given)
+
+
+def test_lists_are_judged_by_where_the_target_stands() -> None:
+    report = listed()
+    # User 0 has seen 6, so 5 is first; user 1 has seen 6, so 5 and 4 stand before 3, third of three; user 2 gets 6.
+    assert report.ranks.tolist() == [1, 3, 1]
+    assert report.measures["recall@1"].value == pytest.approx(2 / 3)
+    assert report.coverage == {"coverage@1": pytest.approx(2 / 6), "coverage@2": pytest.approx(3 / 6)}
+    assert (report.name, report.n_items, report.n_cases) == ("listing", N, 3)
+    assert report.protocol.endswith("lists of 2 as it comes, seen items filtered")
+    scored = evaluate(Rising(), SPLIT.test, n_items=N, ks=(1, 2))
+    assert report.measures == scored.measures
+
+
+def test_what_is_not_in_a_list_is_a_miss_whatever_kept_it_out() -> None:
+    assert listed(seen="kept").ranks.tolist() == [2, MISS, 1]
+    without = listed(eligible=Eligible.of(np.isin(np.arange(N + 1), [1, 2, 3, 4])))
+    assert without.ranks.tolist() == [MISS, 2, MISS]
+    again = leave_one_out(Histories.from_rows([[6, 1, 6], [1, 2, 3]])).test
+    assert (listed(cases=again).ranks.tolist()[0], listed(cases=again).seen_targets) == (MISS, 1)
+
+
+def test_no_case_and_no_length_give_no_report_of_lists() -> None:
+    with pytest.raises(InvalidInput, match="list lengths"):
+        listed(ks=())
+    with pytest.raises(InvalidInput, match="no case"):
+        listed(cases=SPLIT.test.sample(0, seed=0))
+
+
+def test_a_generating_bundle_is_judged_by_its_beams(tmp_path: Path, walks: Histories) -> None:
+    bundle = Bundle.open(toy_generative(tmp_path / "b", dense=False))
+    report = evaluate_served(bundle, leave_one_out(walks).test, ks=(3, 10))
+    assert "as served by b@" in report.protocol
+    assert "(8 beams)" in report.protocol
+    assert (report.ranks == MISS).sum() < 60
+    assert report.coverage["coverage@10"] <= 19 / 20  # one item is not available

@@ -60,13 +60,30 @@ def test_list_shows_every_system(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         "sasrec\n",
         "sasrec-2018\n",
+        "tiger\n",
+        "tiger-decoder\n",
+        "recgpt\n",
         "ICDM 2018",
         "stage     encoder",
         "status",
         "d=64",
         "recipe    loss=bce",
+        "stage     generator",
+        "semantic  levels=3",
     ):
         assert words in shown, words
+
+
+def test_list_shows_of_a_generator_what_it_changes_of_its_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = dict(re.findall(r"^(\S+)\n((?:  .*\n)+)", capsys.readouterr().out, re.MULTILINE))
+    assert "quantiser=fsq" in shown["recgpt"]
+    assert "dedup=False" in shown["recgpt"]
+    assert "quantiser=rq_kmeans" in shown["tiger"]
+    assert "head_width=64" in shown["tiger"]
+    assert "learning_rate=0.0003" in shown["tiger"]
+    assert "NeurIPS 2023" in shown["tiger"]
+    assert "semantic" not in shown["sasrec"]
 
 
 def test_inspect_shows_manifest_digests_sizes_and_metrics(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +101,35 @@ def test_inspect_shows_manifest_digests_sizes_and_metrics(chain: Chain, capsys: 
         assert words in shown, words
     for entry in manifest.files.values():
         assert entry["sha256"] in shown
+
+
+def test_inspect_shows_how_a_generator_is_searched(written: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(written.bundle)]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "kind          generative",
+        "beams               12",
+        "vocabulary          [4, 4, 4]",
+        "semantic_ids",
+        "step.onnx: prefix, state, allowed, keys, values -> (B, M, V)",
+    ):
+        assert words in shown, words
+
+
+def test_join_says_where_the_bundle_stands(
+    tmp_path: Path, chain: Chain, written: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "both"
+    command = ["join", "--generator", str(written.bundle), "--dense", str(chain.bundle), "--out", str(out)]
+    assert main([*command, "--set", "beams=5", "--set", "candidates=hybrid"]) == 0
+    made = Bundle.open(out)
+    assert f"bundle {made.name} at {out}" in capsys.readouterr().out
+    assert (made.manifest.generation["beams"], load(made).recommender.name) == (5, "hybrid")
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--set", "beans=5"]) == 2
+    assert "beans: not an option of the search" in capsys.readouterr().err
+    assert Bundle.open(out).digest == made.digest
 
 
 def test_a_tampered_bundle_is_not_inspected(tmp_path: Path, chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

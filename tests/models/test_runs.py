@@ -166,6 +166,13 @@ def test_a_log_that_holds_nothing_out_has_no_cases(chain: Chain, csv: Callable[[
         ("sasrec", {"d": "wide"}, InvalidOption, "--set d=wide: int expected"),
         ("sasrec", {"d": "8", "heads": "3"}, InvalidOption, "d 8 is not divisible by heads 3"),
         ("sasrec", {"loss": "hinge"}, InvalidOption, "'hinge' is none of"),
+        ("sasrec", {"beams": "5"}, InvalidOption, "beams: not an option of sasrec"),
+        ("tiger", {"beans": "5"}, InvalidOption, r"beans: not an option of tiger .*beams.*codewords.*d,.*epochs"),
+        ("tiger", {"beams": "0"}, InvalidOption, "beams 0 must be at least 1"),
+        ("tiger", {"exact_below": "-1"}, InvalidOption, "exact_below -1 not negative"),
+        ("tiger", {"candidates": "both"}, InvalidOption, "'both' is none of generated, hybrid"),
+        ("tiger", {"candidates": "hybrid"}, InvalidOption, "name its bundle with --dense"),
+        ("tiger", {"levels": "0"}, InvalidOption, "levels 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_the_log_is_read(
@@ -218,12 +225,12 @@ def test_a_checkpoint_of_another_split_is_refused(
 
 
 def compare(chain: Chain, workspace: Path, **changes: Any) -> runs.Compared:
-    given: dict[str, Any] = {"names": (), "bundles": [chain.bundle], "log": chain.log, "options": {}, **changes}
+    given: dict[str, Any] = {"names": (), "bundles": [chain.bundle], "source": Source("csv", [chain.log]), **changes}
     return runs.compare(
         given["names"],
         given["bundles"],
-        Source("csv", [given["log"]]),
-        given["options"],
+        given["source"],
+        {},
         workspace=workspace,
         split="loo",
         ks=(10,),
@@ -268,14 +275,14 @@ def test_a_comparison_uses_what_it_trained_before_and_goes_on_with_what_it_began
 def test_a_bundle_of_other_data_is_not_compared(tmp_path: Path, chain: Chain) -> None:
     other = markov.write_csv(tmp_path / "other.csv", 30, 8, items=30, seed=5)
     with pytest.raises(InvalidInput, match="trained on other data"):
-        compare(chain, tmp_path, log=other)
+        compare(chain, tmp_path, source=Source("csv", [other]))
 
 
 def test_a_log_that_holds_nothing_out_is_nothing_to_compare_on(
     tmp_path: Path, chain: Chain, csv: Callable[[str], Path]
 ) -> None:
     with pytest.raises(InvalidInput, match="nothing to compare on"):
-        compare(chain, tmp_path, log=csv("a,i1 a,i2"))
+        compare(chain, tmp_path, source=Source("csv", [csv("a,i1 a,i2")]))
 
 
 def test_events_of_items_outside_the_catalog_are_counted(chain: Chain, tmp_path: Path) -> None:
@@ -328,3 +335,105 @@ def test_what_does_not_fit_together_is_not_joined(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="beams 0 must be at least 1"):
         runs.join(generator, out, dense=None, options={"beams": "0"})
     assert not out.exists()
+
+
+@pytest.fixture
+def again(written: Chain, generator_sets: list[str]) -> Callable[..., Any]:
+    """Trains the generator of the shared bundle once more, by the same options."""
+    options = dict(option.split("=") for option in generator_sets[1::2])
+    source = Source("csv", [written.log], written.log.with_name("items.csv"))
+
+    def run(out: Path, **changes: Any) -> Any:
+        given = {"source": source, "options": {}, **changes}
+        source_, more = given.pop("source"), given.pop("options")
+        return runs.train("tiger-decoder", source_, out, {**options, **more}, progress=quiet(), **given)
+
+    return run
+
+
+def test_the_bundle_of_a_generator_carries_what_it_was_made_of(written: Chain) -> None:
+    """Options of the model, of its semantic ids, of the search and of the training come in by the same word."""
+    bundle = Bundle.open(written.bundle)
+    manifest = bundle.manifest
+    assert (manifest.kind, manifest.model, manifest.window) == ("generative", "tiger-decoder", 6)
+    assert {manifest.hyper_parameters[key] for key in ("code_blocks", "epochs_run")} == {1, 2}
+    assert (manifest.hyper_parameters["codewords"], manifest.hyper_parameters["quantiser"]) == (4, "rq_kmeans")
+    assert (manifest.generation["beams"], manifest.generation["vocabulary"]) == (12, [4, 4, 4])
+    assert "beams" not in manifest.hyper_parameters
+    assert set(manifest.metrics) == {"loo", "parity", "semantic_ids", "training_minutes"}
+    assert manifest.metrics["semantic_ids"]["coded"] == 29
+    assert manifest.metrics["parity"]["identical_top20"] > 0.9
+    assert bundle.codes is not None
+    assert bundle.codes.coded.sum() == 29
+    assert not runs.workbench(written.bundle).exists()
+    assert "semantic ids: text by tfidf, codes by rq_kmeans" in written.said
+    assert "largest difference of a log-probability" in written.said
+
+
+def test_a_generator_is_served_as_well_as_training_measured(written: Chain) -> None:
+    bundle, log = Bundle.open(written.bundle), read(written.log)
+    report = runs.judge_bundle(bundle, log, split="loo", ks=(10, 20), progress=quiet())
+    # Beside what is written stand the popular items, when a history has nothing to read: here, nearly the same.
+    assert report.measures["recall@10"].value == pytest.approx(bundle.manifest.metrics["loo"]["recall@10"], abs=0.05)
+    assert "12 beams" in report.protocol
+    with pytest.raises(InvalidInput, match="leave out --negatives"):
+        runs.judge_bundle(bundle, log, split="loo", ks=(10,), negatives=5, progress=quiet())
+
+
+def test_a_generator_is_compared_by_its_lists(tmp_path: Path, chain: Chain, written: Chain) -> None:
+    described = Source("csv", [written.log], written.log.with_name("items.csv"))
+    compared = compare(chain, tmp_path, bundles=[written.bundle], source=described)
+    lines = {line.report.name: line for line in compared.table.lines}
+    assert {"bundle", "popular"} < set(lines)
+    assert "min to train, 12 beams" in lines["bundle"].remark
+    assert lines["bundle"].difference is not None
+
+
+def test_an_encoder_has_nothing_to_fall_back_on(tmp_path: Path, chain: Chain) -> None:
+    with pytest.raises(InvalidOption, match="--dense goes with a generator; sasrec is an encoder itself"):
+        runs.train("sasrec", NOWHERE, tmp_path / "b", {}, progress=quiet(), dense=chain.bundle)
+    with pytest.raises(BundleError, match="no bundle"):
+        runs.train("tiger", NOWHERE, tmp_path / "b", {}, progress=quiet(), dense=tmp_path / "missing")
+
+
+def test_an_encoder_of_another_catalog_is_refused_before_training(
+    tmp_path: Path, toy_bundle: Path, again: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("hours for nothing"))
+    with pytest.raises(ExportError, match="has another catalog than the generator"):
+        again(tmp_path / "b", dense=toy_bundle)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_without_any_text_teach_no_generator(tmp_path: Path, chain: Chain) -> None:
+    with pytest.raises(InvalidInput, match=r"semantic ids need text.*bring an item table with titles"):
+        runs.train("tiger", Source("csv", [chain.log]), tmp_path / "b", {"d": "8"}, progress=quiet())
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.train
+@pytest.mark.usefixtures("quick_export")
+def test_an_interrupted_generator_goes_on_to_the_same_bundle_with_an_encoder_beside_it(
+    tmp_path: Path, chain: Chain, written: Chain, again: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "b"
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.generator_export, "export_generator", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(out)
+    assert not out.exists()
+    with pytest.raises(CheckpointError, match="of another run"):
+        again(out, options={"codewords": "8"}, resume=True)
+    assert (runs.workbench(out) / training.CHECKPOINT).exists()
+    bundle, report = again(out, resume=True, dense=chain.bundle, options={"candidates": "hybrid"})
+    theirs = Bundle.open(written.bundle)
+    for file in ("codes.npz", "trie.npz", "text_vectors.npy", "catalog.npz"):
+        assert bundle.manifest.files[file]["sha256"] == theirs.manifest.files[file]["sha256"], file
+    assert bundle.manifest.metrics["loo"] == theirs.manifest.metrics["loo"]
+    assert report is not None
+    assert set(bundle.manifest.graphs) == {"prefill", "step", "encoder"}
+    assert load(bundle).recommender.name == "hybrid"
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
