@@ -15,7 +15,7 @@ from retrieval.bundle import Bundle
 from retrieval.errors import InvalidInput
 from retrieval.filters import NO_FILTER
 from retrieval.inputs import Request
-from retrieval.queries import Answer, Query, Ranker
+from retrieval.queries import Answer, Query, Retriever
 from retrieval.recommenders import load
 from retrieval.sequences import IntArray
 
@@ -152,7 +152,7 @@ def study(
     return Study(k, lines)
 
 
-def _answered(generator: Ranker, queries: Sequence[Query]) -> list[Answer]:
+def _answered(generator: Retriever, queries: Sequence[Query]) -> list[Answer]:
     """The generator's lists; nothing for a history that it cannot read."""
     readable = [query for query in queries if generator.reads(query.request)]
     found = iter(generator.recommend(readable))

@@ -9,6 +9,7 @@ SequiturError
 ├── EmptyHistory         nothing in the history is known to the catalog
 ├── UnknownItem          an item id that is not in the catalog
 ├── InvalidFilter        a filter that cannot mean anything for this catalog
+├── InvalidRule          a rule of a placement, or a goal, that cannot mean anything
 └── InvalidInput         an array or number outside what a function accepts
 
 An error carries data and a stable `code`; it knows nothing of HTTP.
@@ -73,6 +74,12 @@ class InvalidFilter(SequiturError):
     """A filter names an attribute or an operator that cannot be applied to this catalog."""
 
     code = "invalid_filter"
+
+
+class InvalidRule(SequiturError):
+    """A rule of a placement names something that cannot be, or contradicts another; or a goal that no task serves."""
+
+    code = "invalid_rule"
 
 
 class InvalidInput(SequiturError):

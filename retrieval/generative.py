@@ -110,7 +110,7 @@ class Generative:
         return [_answer(found) for found in self._found(memory, searches, stage)]
 
     def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
-        """See `Ranker`: the codes of each item are put into the model's mouth, prefixes that items share only once."""
+        """See `Retriever`: each item's codes are put into the model's mouth, prefixes that items share only once."""
         if not requests:
             return []
         memory = self.decoder.prefill(requests)

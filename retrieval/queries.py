@@ -1,20 +1,29 @@
 """What a recommender is asked and what it answers, whichever kind it is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from retrieval.filters import Eligible
 from retrieval.inputs import Request
+from retrieval.rules import NO_RULES, Rules
 from retrieval.sequences import FloatArray, IntArray
+
+
+EVERY_CANDIDATE = 1 << 31
 
 
 def always() -> bool:
     """There is time: for callers without a deadline."""
     return True
+
+
+def all_of_them() -> int:
+    """There is time to rank any number of candidates: for callers without a deadline."""
+    return EVERY_CANDIDATE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +39,10 @@ class Query:
         in_time: whether a generator may begin another step for this query. The core knows no clock; a caller with a
             deadline reads its own here. What was not generated in time is filled from the simpler recommenders.
         beams: M, how many prefixes a generator keeps; None means what the manifest says.
+        rankable: for how many candidates there is time in the ranking stage, asked when that stage begins; 0 skips it.
+        goals: weight of each task's probability in the score; empty means what the manifest says. Without effect where
+            nothing ranks.
+        rules: what the placement wants of the list beside good items.
     """
 
     request: Request
@@ -38,6 +51,9 @@ class Query:
     exclude: IntArray
     in_time: Callable[[], bool] = always
     beams: int | None = None
+    rankable: Callable[[], int] = all_of_them
+    goals: Mapping[str, float] = field(default_factory=dict)
+    rules: Rules = NO_RULES
 
     @property
     def reachable(self) -> int:
@@ -59,6 +75,12 @@ class Answer:
             given, in this order; None where no generator had its say (it was late, or made no numbers of the history).
         steps: float32, shape (K, L): the share of each code in a generated item's score, NaN for items of other
             sources; None where nothing was generated.
+        ranked: how many candidates the ranking stage put in order; None where there was no such stage to go through.
+        tasks: float32, shape (K, T): calibrated probability of each task, NaN for items that were not ranked; None
+            where nothing was.
+        reasons: K words: `pinned`, `promoted` or `filled` for an item that a rule put where it is, else empty; no words
+            at all where no rule was asked for.
+        unmet: what the rules asked for and could not have, in words.
     """
 
     rows: IntArray
@@ -66,6 +88,10 @@ class Answer:
     sources: tuple[str, ...]
     exact: bool | None = None
     steps: FloatArray | None = None
+    ranked: int | None = None
+    tasks: FloatArray | None = None
+    reasons: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,6 +100,19 @@ class Answer:
     def of(cls, rows: IntArray, scores: FloatArray, source: str) -> "Answer":
         """An answer of one source."""
         return cls(rows, scores, (source,) * len(rows))
+
+    def taken(self, places: IntArray) -> "Answer":
+        """The items at some places of this answer, int64 of shape (n,), in their order."""
+        at = places.tolist()
+        return replace(
+            self,
+            rows=self.rows[places],
+            scores=self.scores[places],
+            sources=tuple(self.sources[n] for n in at),
+            steps=None if self.steps is None else self.steps[places],
+            tasks=None if self.tasks is None else self.tasks[places],
+            reasons=tuple(self.reasons[n] for n in at) if self.reasons else (),
+        )
 
     @property
     def source(self) -> str:
@@ -134,7 +173,7 @@ class Recommender(Protocol):
         ...
 
 
-class Ranker(Recommender, Protocol):
+class Retriever(Recommender, Protocol):
     """A recommender that can score any items, not only those that it finds."""
 
     def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:

@@ -22,7 +22,7 @@ from retrieval.filters import Filters
 from retrieval.generative import HYBRID, Generative, Hybrid
 from retrieval.index import CandidateIndex, load_index
 from retrieval.inputs import Request
-from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Ranker, Recommender, Stage
+from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Recommender, Retriever, Stage
 from retrieval.sequences import FloatArray, IntArray
 from retrieval.trie import ConstraintTrie
 
@@ -36,8 +36,8 @@ __all__ = [
     "Generative",
     "Popular",
     "Query",
-    "Ranker",
     "Recommender",
+    "Retriever",
     "Served",
     "Similar",
     "Stage",
@@ -131,7 +131,7 @@ class Served:
         index: of the item vectors.
         dense: `recommender` without its generator, to fall back on where that is late; the same object where the
             bundle has none. Without an encoder it is what is popular.
-        rankers: what scores any items, the best first.
+        retrievers: what scores any items, the best first.
         generative: the generator; None where the bundle has none.
         codes: the items' semantic ids; None where the bundle has none.
         text_vectors: float32, shape (N + 1, D'), zero where nothing is known of an item's text; None where the bundle
@@ -148,7 +148,7 @@ class Served:
     similar: Similar
     index: CandidateIndex
     dense: Composed
-    rankers: tuple[Ranker, ...]
+    retrievers: tuple[Retriever, ...]
     generative: Generative | None = None
     codes: CodeTable | None = None
     text_vectors: FloatArray | None = None
@@ -160,21 +160,21 @@ class Served:
         return self.catalog.trained
 
     def rank(self, request: Request, rows: IntArray) -> FloatArray:
-        """Scores of given items, by the first ranker that can read the request.
+        """Scores of given items, by the first retriever that can read the request.
 
         Args:
             request: whose history to rank for.
             rows: int64, shape (n,), of the catalog; PAD_ROW stands for an unknown item.
 
         Returns:
-            float32, shape (n,): see `Ranker.rank`.
+            float32, shape (n,): see `Retriever.rank`.
 
         Raises:
-            EmptyHistory: no ranker can read it.
+            EmptyHistory: no retriever can read it.
         """
-        for ranker in self.rankers:
-            if ranker.reads(request):
-                return ranker.rank([request], [rows])[0]
+        for retriever in self.retrievers:
+            if retriever.reads(request):
+                return retriever.rank([request], [rows])[0]
         raise EmptyHistory("nothing in the history is known to a model; rank by popularity instead")
 
 
@@ -235,7 +235,7 @@ def compose(
         similar=Similar(index.vectors),
         index=index,
         dense=simpler,
-        rankers=tuple(ranker for ranker in (generative, dense) if ranker is not None),
+        retrievers=tuple(retriever for retriever in (generative, dense) if retriever is not None),
         generative=generative,
         codes=codes,
         text_vectors=text_vectors,

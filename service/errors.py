@@ -1,6 +1,7 @@
 """What the shell can refuse, and how every error becomes an answer.
 
-SequiturError                the root, in `retrieval.errors` with BundleError, EmptyHistory, UnknownItem, InvalidFilter
+SequiturError                the root, in `retrieval.errors` with BundleError, EmptyHistory, UnknownItem, InvalidFilter,
+│                            InvalidRule
 ├── ConfigurationError       the service cannot start like this; never an answer
 ├── InvalidRequest           a body or parameter that cannot mean anything
 │   └── MalformedJson        a body that is not JSON
@@ -26,7 +27,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from retrieval.errors import InvalidFilter, SequiturError, UnknownItem
+from retrieval.errors import InvalidFilter, InvalidRule, SequiturError, UnknownItem
 
 PROBLEM = "application/problem+json"
 
@@ -145,6 +146,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     MalformedJson: (400, "The body is not JSON"),
     InvalidRequest: (422, "The request cannot mean anything"),
     InvalidFilter: (422, "The filter cannot be applied to this catalog"),
+    InvalidRule: (422, "The placement's rules cannot be carried out"),
     BodyTooLarge: (413, "The body is too large"),
     UnsupportedMediaType: (415, "The body is not declared as JSON"),
     Unauthenticated: (401, "An API key is needed"),

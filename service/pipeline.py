@@ -15,7 +15,7 @@ import numpy as np
 
 from retrieval.filters import Filter
 from retrieval.inputs import Request
-from retrieval.recommenders import Answer, Query, Ranker, Served, Stage
+from retrieval.recommenders import Answer, Query, Retriever, Served, Stage
 from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, IntArray
 from service import metrics
 from service.batching import MicroBatcher, Run
@@ -60,15 +60,15 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """A ranker at work on a batch of candidate lists. Equal to another one where the ranker is the same."""
+    """A retriever at work on a batch of candidate lists. Equal to another one where the retriever is the same."""
 
-    ranker: Ranker
+    retriever: Retriever
     source: str
 
     def __call__(self, questions: Sequence[Candidates], stage: Stage) -> list[Scored]:
         """Scores for each list."""
         with stage("rank"):
-            scores = self.ranker.rank([one.request for one in questions], [one.rows for one in questions])
+            scores = self.retriever.rank([one.request for one in questions], [one.rows for one in questions])
         return [Scored(own, self.source) for own in scores]
 
 
@@ -178,8 +178,8 @@ class Pipeline:
                 rows = served.catalog.rows(asked.candidates)
 
             rungs = [
-                self._rung(served, ranker, Scoring(ranker, _source(served, ranker)), _is_finite)
-                for ranker in _readers(served, request)
+                self._rung(served, retriever, Scoring(retriever, _source(served, retriever)), _is_finite)
+                for retriever in _readers(served, request)
             ]
             scored = await self._climb_down(call, rungs, lambda _: Candidates(request, rows))
             if scored is None:
@@ -232,29 +232,29 @@ class Pipeline:
             raise DeadlineExceeded("respond")
         return answer
 
-    def _rung(self, served: Served, ranker: Ranker, run: Run[Q, A], is_own: Callable[[A], bool]) -> Rung[Q, A]:
-        """What this ranker has to do, in its pool and within its time."""
-        if ranker is not served.generative:
+    def _rung(self, served: Served, retriever: Retriever, run: Run[Q, A], is_own: Callable[[A], bool]) -> Rung[Q, A]:
+        """What this retriever has to do, in its pool and within its time."""
+        if retriever is not served.generative:
             return Rung(self._pools["encoder"], run, 1.0, "deadline", "encoder_failed", is_own)
-        share = GENERATIVE_SHARE if len(served.rankers) > 1 else 1.0
+        share = GENERATIVE_SHARE if len(served.retrievers) > 1 else 1.0
         return Rung(self._pools["generator"], run, share, "generator_late", "generator_failed", is_own)
 
     def _recommenders(self, served: Served, request: Request) -> list[Rung[Query, Answer]]:
         rungs = []
-        for ranker in _readers(served, request):
-            composed = served.recommender if ranker is served.rankers[0] else served.dense
-            is_own = _is_generated if ranker is served.generative else _is_retrieved
-            rungs.append(self._rung(served, ranker, composed.recommend, is_own))
+        for retriever in _readers(served, request):
+            composed = served.recommender if retriever is served.retrievers[0] else served.dense
+            is_own = _is_generated if retriever is served.generative else _is_retrieved
+            rungs.append(self._rung(served, retriever, composed.recommend, is_own))
         return rungs
 
 
-def _readers(served: Served, request: Request) -> list[Ranker]:
+def _readers(served: Served, request: Request) -> list[Retriever]:
     """The models that can start from this request, the best first."""
-    return [ranker for ranker in served.rankers if ranker.reads(request)]
+    return [retriever for retriever in served.retrievers if retriever.reads(request)]
 
 
-def _source(served: Served, ranker: Ranker) -> str:
-    return GENERATED if ranker is served.generative else RETRIEVED
+def _source(served: Served, retriever: Retriever) -> str:
+    return GENERATED if retriever is served.generative else RETRIEVED
 
 
 def _model(served: Served) -> ServedModel:

@@ -90,7 +90,7 @@ def test_histories_with_new_items_are_read_by_who_can(generating: Served) -> Non
     assert generated.source == "generated"
     assert 21 not in generated.rows
     only_new = Request(History.of_rows([21]))
-    encoder, generator = after.rankers[1], after.rankers[0]
+    encoder, generator = after.retrievers[1], after.retrievers[0]
     assert (generator.reads(only_new), encoder.reads(only_new)) == (True, False)
     mixed, old = (
         after.dense.recommend([Query(Request(History.of_rows(h)), 5, after.filters.eligible(NO_FILTER), EMPTY.rows)])[0]

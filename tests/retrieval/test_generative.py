@@ -309,7 +309,7 @@ def test_merging_cuts_at_k_and_survives_nothing() -> None:
 
 
 def test_a_hybrid_asks_each_only_what_it_can_read(generating: Served) -> None:
-    hybrid = Hybrid(*generating.rankers)
+    hybrid = Hybrid(*generating.retrievers)
     both, retrieved = hybrid.recommend([query([3], 6, exclude=[3]), query([UNCODED], 6)])
     assert set(both.sources) == {"generated", "retrieval"}
     assert set(retrieved.sources) == {"retrieval"}

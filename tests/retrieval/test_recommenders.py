@@ -206,7 +206,7 @@ def test_without_an_encoder_the_generator_falls_back_on_what_is_popular(tmp_path
     everything = served.filters.eligible(NO_FILTER)
     coded, uncoded = served.recommender.recommend([query([3], 4, everything), query([UNCODED], 4, everything)])
     assert (coded.source, uncoded.source, served.dense.name) == ("generated", "popular", "popular")
-    assert served.rankers == (served.generative,)
+    assert served.retrievers == (served.generative,)
     assert served.text_vectors is served.bundle.text_vectors
 
 

@@ -50,8 +50,8 @@ def stepping(served, step):
     generator.decoder = decoder
     recommender = copy.copy(served.recommender)
     recommender._recommenders = (generator, *served.recommender._recommenders[1:])
-    rankers = (generator, *served.rankers[1:])
-    return replace(served, generative=generator, recommender=recommender, rankers=rankers)
+    retrievers = (generator, *served.retrievers[1:])
+    return replace(served, generative=generator, recommender=recommender, retrievers=retrievers)
 
 
 class Held:
