@@ -12,7 +12,6 @@ from retrieval.inputs import Request
 from retrieval.rules import NO_RULES, Rules
 from retrieval.sequences import FloatArray, IntArray
 
-
 EVERY_CANDIDATE = 1 << 31
 
 

@@ -88,8 +88,8 @@ class Freshness:
         """Raises `InvalidRule` where a number is out of range."""
         if not 0 < self.half_life_s < math.inf or not 0 < self.weight <= 1:
             raise InvalidRule(
-                f"freshness with half_life_s {self.half_life_s} and weight {self.weight}: the first must be above 0, the "
-                "second above 0 and at most 1"
+                f"freshness with half_life_s {self.half_life_s} and weight {self.weight}: the first must be above 0, "
+                "the second above 0 and at most 1"
             )
 
 
@@ -115,7 +115,8 @@ class Rules:
         """Raises `InvalidRule` where two rules contradict each other."""
         if not 0 <= self.diversity <= 1:
             raise InvalidRule(f"diversity {self.diversity} must be between 0 and 1")
-        for what, values in (("position", [p.position for p in self.pins]), ("item", [p.item_id for p in self.pins])):
+        for what in ("position", "item_id"):
+            values = [getattr(pin, what) for pin in self.pins]
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise InvalidRule(f"{what} {twice!r} is pinned twice; pin each once")

@@ -27,7 +27,7 @@ def test_equal_rules_are_one_key():
         (lambda: Freshness(60.0, weight=2.0), "weight 2.0"),
         (lambda: Rules(diversity=1.5), "between 0 and 1"),
         (lambda: Rules(pins=(Pin("a", 1), Pin("b", 1))), "position 1 is pinned twice"),
-        (lambda: Rules(pins=(Pin("a", 1), Pin("a", 2))), "item 'a' is pinned twice"),
+        (lambda: Rules(pins=(Pin("a", 1), Pin("a", 2))), "item_id 'a' is pinned twice"),
     ],
 )
 def test_a_rule_that_cannot_be_is_refused_by_name(make: Callable[[], object], said: str):
