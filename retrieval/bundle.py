@@ -9,6 +9,7 @@
     trie.npz            generators: the same, sorted for the search
     text_vectors.npy    generators, optional: float32 (N + 1, D'), what the semantic ids were made from
     describer/          generators, optional: what turns a new item's text into a semantic id
+    statistics.npz      with a ranker: what was counted in training and is looked up while ranking
     warmup.json         histories to replay before a service says it is ready
 
 A bundle is written beside its destination and renamed at the end, so a killed export never leaves half of one. It is
@@ -34,6 +35,7 @@ from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
 from retrieval.errors import BundleError, BundleForeign, BundleMissing, BundleTampered, BundleTorn
 from retrieval.sequences import FloatArray
+from retrieval.statistics import Statistics
 
 LAYOUT = 1
 MANIFEST = "manifest.json"
@@ -45,6 +47,8 @@ CODES = "codes.npz"
 TRIE = "trie.npz"
 TEXT_VECTORS = "text_vectors.npy"
 DESCRIBER = "describer"
+STATISTICS = "statistics.npz"
+RANKER = "ranker"  # the role of a ranker's graph, which a bundle of any kind may have
 # The graphs that a bundle of each kind may consist of, and the files that it needs beside every bundle's.
 KINDS: Mapping[str, tuple[tuple[frozenset[str], ...], tuple[str, ...]]] = {
     "encoder": ((frozenset({"encoder"}),), ()),
@@ -60,6 +64,7 @@ _TYPES = {
     "metrics": dict,
     "files": dict,
     "generation": dict,
+    "ranking": dict,
 }
 
 
@@ -94,11 +99,12 @@ class Manifest:
         window: length L of the window that the graphs read.
         event_types: vocabulary; code c is `event_types[c - 1]`, code 0 is any other.
         exclude_seen: whether items of the history are left out of answers unless a request says otherwise.
-        graphs: by role: `encoder`; `prefill` and `step`, or `distributions`.
+        graphs: by role: `encoder`; `prefill` and `step`, or `distributions`; and `ranker`.
         index: kind, parameters, target and measured recall of the retrieval index.
         metrics: measured quality: protocol -> metric -> value.
         files: name -> {"sha256", "bytes"} of every other file.
         generation: of a generator what `retrieval.generative.Generation` reads; empty otherwise.
+        ranking: with a ranker what `retrieval.ranking.Ranking` reads; empty otherwise.
     """
 
     layout: int
@@ -117,6 +123,7 @@ class Manifest:
     metrics: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    ranking: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> "Manifest":
@@ -139,7 +146,8 @@ class Manifest:
             )
         if raw.get("kind") not in KINDS:
             raise BundleForeign(f"bundle kind {raw.get('kind')!r} is unknown; this service knows {', '.join(KINDS)}")
-        raw.setdefault("generation", {})  # bundles that were written before there were generators do not say
+        for later in ("generation", "ranking"):  # bundles that were written before there were any do not say
+            raw.setdefault(later, {})
         try:
             for name, kind in _TYPES.items():
                 if not isinstance(raw[name], kind):
@@ -198,7 +206,8 @@ class Bundle:
         for name, entry in manifest.files.items():
             _verify(path, name, entry)
         listed = set(manifest.files)
-        for needed in (CATALOG, ITEM_VECTORS, *files, *(graph.file for graph in manifest.graphs.values())):
+        ranks = (STATISTICS,) if RANKER in manifest.graphs else ()
+        for needed in (CATALOG, ITEM_VECTORS, *files, *ranks, *(graph.file for graph in manifest.graphs.values())):
             if needed not in listed:
                 raise BundleTorn(f"the manifest lists no {needed}, which a bundle of kind {manifest.kind!r} needs")
         if manifest.index.get("kind", "exact") != "exact" and INDEX not in listed:
@@ -231,6 +240,21 @@ class Bundle:
         if TEXT_VECTORS in self.manifest.files:
             return self._vectors(TEXT_VECTORS)
         return None if "encoder" in self.manifest.graphs else self.item_vectors
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """What a ranker looks up; None where the bundle has no ranker.
+
+        Raises:
+            BundleTorn: unreadable, or not one entry per catalog row.
+        """
+        if RANKER not in self.manifest.graphs:
+            return None
+        statistics = Statistics.load(self.path / STATISTICS)
+        if len(statistics.rates) != len(self.catalog) + 1:
+            rows = len(statistics.rates) - 1
+            raise BundleTorn(f"{STATISTICS} has {rows} rows, the catalog {len(self.catalog)} items; export again")
+        return statistics
 
     @cached_property
     def codes(self) -> CodeTable | None:

@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.bundle import DESCRIBER, Bundle
+from retrieval.bundle import DESCRIBER, RANKER, Bundle
 from retrieval.codes import CodeTable
 from retrieval.decoder import CodedHistories, OnnxDecoder, ParallelDecoder
 from retrieval.describer import Describer
 from retrieval.encoder import OnnxEncoder
 from retrieval.errors import BundleForeign, BundleTorn
+from retrieval.features import Candidates, FeatureTables
 from retrieval.generative import Generation
 from retrieval.inputs import Request, Tables
-from retrieval.sequences import FloatArray, History
+from retrieval.ranking import OnnxRanker, Ranking
+from retrieval.sequences import EMPTY, FloatArray, History
 
 # What `item_vectors:<name>` in a graph's inputs gathers: the vectors that are searched, or those of the items' texts.
 ITEM_TABLE = "items"
@@ -28,12 +30,14 @@ class Engine:
         decoder: of semantic ids; None where it only retrieves.
         generation: how to search what the decoder says.
         describer: makes semantic ids of new items' texts.
+        ranker: over the bundle's own items; None where it has none.
     """
 
     encoder: OnnxEncoder | None = None
     decoder: OnnxDecoder | ParallelDecoder | None = None
     generation: Generation | None = None
     describer: Describer | None = None
+    ranker: OnnxRanker | None = None
 
     @classmethod
     def load(cls, bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> "Engine":
@@ -48,8 +52,9 @@ class Engine:
             BundleError: a file is unreadable, or the parts do not fit each other.
         """
         encoder = _encoder(bundle, threads, device) if "encoder" in bundle.manifest.graphs else None
+        ranker = _ranker(bundle, threads, device)
         if bundle.manifest.kind != "generative":
-            return cls(encoder)
+            return cls(encoder, ranker=ranker)
         settings = Generation.parse(bundle.manifest.generation)
         codes = bundle.codes
         if codes is None or not codes.coded.any():
@@ -60,7 +65,7 @@ class Engine:
                 "the manifest; export the bundle again"
             )
         decoder = _decoder(bundle, settings, codes, threads, device)
-        return cls(encoder, decoder, settings, _describer(bundle, codes, threads))
+        return cls(encoder, decoder, settings, _describer(bundle, codes, threads), ranker)
 
 
 def tables(vectors: FloatArray, text_vectors: FloatArray | None, codes: CodeTable | None) -> Tables:
@@ -123,6 +128,27 @@ def _decoder(
                 f"probabilities sum to {total:g}; (1, 1, {sizes[level]}) and 1 were expected, export it again"
             )
     return decoder
+
+
+def _ranker(bundle: Bundle, threads: int, device: str) -> OnnxRanker | None:
+    """The ranker, after it has ranked two lists; None where the bundle has none."""
+    if bundle.statistics is None:
+        return None
+    settings, graph = Ranking.parse(bundle.manifest.ranking), bundle.manifest.graphs[RANKER]
+    tables = FeatureTables.of(settings.features, bundle.statistics, bundle.catalog, bundle.item_vectors)
+    file = bundle.path / graph.file
+    ranker = OnnxRanker(file, names=graph.inputs, settings=settings, tables=tables, threads=threads, device=device)
+    lists = [
+        Candidates(Request(history), np.array([1]), np.array([np.nan], dtype=np.float32))
+        for history in (History.of_rows([1]), EMPTY)
+    ]
+    try:
+        said = np.concatenate(ranker.rank(lists))
+    except Exception as error:  # onnxruntime raises a dozen undocumented classes here
+        raise BundleForeign(f"{graph.file} does not run on these features ({error}); export it again") from error
+    if not ((said >= 0) & (said <= 1)).all():
+        raise BundleForeign(f"{graph.file} says {said.ravel().tolist()}, which are no probabilities; export it again")
+    return ranker
 
 
 def _describer(bundle: Bundle, codes: CodeTable, threads: int) -> Describer | None:

@@ -26,12 +26,14 @@ class Request:
     Attributes:
         history: the user's events, oldest first.
         time: seconds since 1970 at which the answer is wanted.
-        context: numbers by name. Categories are codes, looked up before they come here (0 = unknown).
+        context: numbers by name.
+        words: words by name: what the caller says of the user or the place, for a ranker's categories.
     """
 
     history: History
     time: float = 0.0
     context: Mapping[str, float] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

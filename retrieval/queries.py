@@ -75,6 +75,7 @@ class Answer:
         steps: float32, shape (K, L): the share of each code in a generated item's score, NaN for items of other
             sources; None where nothing was generated.
         ranked: how many candidates the ranking stage put in order; None where there was no such stage to go through.
+        ranker_error: why it put none in order, where it failed.
         tasks: float32, shape (K, T): calibrated probability of each task, NaN for items that were not ranked; None
             where nothing was.
         reasons: K words: `pinned`, `promoted` or `filled` for an item that a rule put where it is, else empty; no words
@@ -88,6 +89,7 @@ class Answer:
     exact: bool | None = None
     steps: FloatArray | None = None
     ranked: int | None = None
+    ranker_error: Exception | None = None
     tasks: FloatArray | None = None
     reasons: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()

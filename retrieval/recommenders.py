@@ -12,19 +12,23 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from retrieval.arrangement import Arranger
 from retrieval.bundle import INDEX, TRIE, Bundle
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
 from retrieval.dense import Dense, Similar
 from retrieval.engine import ITEM_TABLE, TEXT_TABLE, Engine, tables
 from retrieval.errors import BundleForeign, EmptyHistory
+from retrieval.features import FeatureTables
 from retrieval.filters import Filters
 from retrieval.generative import HYBRID, Generative, Hybrid
 from retrieval.index import CandidateIndex, load_index
 from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Recommender, Retriever, Stage
+from retrieval.ranking import Ranker
 from retrieval.sequences import FloatArray, IntArray
 from retrieval.trie import ConstraintTrie
+from retrieval.two_stage import TwoStage
 
 __all__ = [
     "ITEM_TABLE",
@@ -36,11 +40,13 @@ __all__ = [
     "Generative",
     "Popular",
     "Query",
+    "Ranker",
     "Recommender",
     "Retriever",
     "Served",
     "Similar",
     "Stage",
+    "TwoStage",
     "compose",
     "load",
 ]
@@ -125,13 +131,14 @@ class Served:
         engine: what it computes with.
         catalog: its items, and those that came since.
         filters: of this catalog; a selection of another edition does not fit.
-        recommender: what answers, the best first: generated, retrieved, popular.
-        popular: for nobody in particular.
+        recommender: what answers, the best first: generated, retrieved, popular; then ranked and arranged.
+        popular: for nobody in particular; arranged and not ranked.
         similar: item to item.
         index: of the item vectors.
         dense: `recommender` without its generator, to fall back on where that is late; the same object where the
             bundle has none. Without an encoder it is what is popular.
         retrievers: what scores any items, the best first.
+        ranker: what puts candidates in order; None where the bundle has none.
         generative: the generator; None where the bundle has none.
         codes: the items' semantic ids; None where the bundle has none.
         text_vectors: float32, shape (N + 1, D'), zero where nothing is known of an item's text; None where the bundle
@@ -143,12 +150,13 @@ class Served:
     engine: Engine
     catalog: Catalog
     filters: Filters
-    recommender: Composed
-    popular: Popular
+    recommender: TwoStage
+    popular: TwoStage
     similar: Similar
     index: CandidateIndex
-    dense: Composed
+    dense: TwoStage
     retrievers: tuple[Retriever, ...]
+    ranker: Ranker | None = None
     generative: Generative | None = None
     codes: CodeTable | None = None
     text_vectors: FloatArray | None = None
@@ -213,10 +221,14 @@ def compose(
     edition: int = 0,
 ) -> Served:
     """Everything that answers from an engine over some catalog; the arguments are those of `Served`."""
-    popular = Popular(catalog)
+    popular, arranger, ranker = Popular(catalog), Arranger(catalog, index.vectors), engine.ranker
+    if ranker is not None and edition:
+        features, statistics = ranker.tables.features, ranker.tables.statistics
+        ranker = ranker.with_tables(FeatureTables.of(features, statistics, catalog, index.vectors))
     dense = None if engine.encoder is None else Dense(engine.encoder, index, trained=catalog.trained)
-    simpler = Composed(popular) if dense is None else Composed(dense, popular)
-    generative, recommender = None, simpler
+    simpler: Recommender = Composed(popular) if dense is None else Composed(dense, popular)
+    generative: Generative | None = None
+    recommender = simpler
     if engine.decoder is not None and engine.generation is not None and trie is not None:
         decoder = engine.decoder.with_tables(tables(index.vectors, text_vectors, codes))
         generative = Generative(decoder, trie, engine.generation)
@@ -230,11 +242,12 @@ def compose(
         engine=engine,
         catalog=catalog,
         filters=Filters(catalog),
-        recommender=recommender,
-        popular=popular,
+        recommender=TwoStage(recommender, ranker, arranger),
+        popular=TwoStage(popular, None, arranger),
         similar=Similar(index.vectors),
         index=index,
-        dense=simpler,
+        dense=TwoStage(simpler, ranker, arranger),
+        ranker=ranker,
         retrievers=tuple(retriever for retriever in (generative, dense) if retriever is not None),
         generative=generative,
         codes=codes,

@@ -114,13 +114,15 @@ def _event_codes(event_types: tuple[str, ...]) -> Mapping[str, int]:
 
 
 def request_of(history: History, context: Context, call: Call) -> Request:
-    """What the model reads: numbers of the context, words it has no use for."""
+    """What the models read: the numbers and the words of the context."""
     numbers = {
         name: float(value)
         for name, value in context.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return Request(history, call.now, numbers)
+    return Request(
+        history, call.now, numbers, {name: value for name, value in context.items() if isinstance(value, str)}
+    )
 
 
 def filter_of(asked: FilterRequest) -> Filter:

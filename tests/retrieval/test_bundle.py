@@ -129,7 +129,7 @@ def test_a_manifest_that_is_not_json(copy: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in Manifest.__slots__ if name not in ("layout", "kind", "files", "generation")]
+    "field", [name for name in Manifest.__slots__ if name not in ("layout", "kind", "files", "generation", "ranking")]
 )
 def test_a_manifest_that_lacks_a_field(copy: Path, field: str) -> None:
     edit(copy, lambda raw: raw.pop(field))

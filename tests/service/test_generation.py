@@ -48,8 +48,9 @@ def stepping(served, step):
     decoder.step = lambda *arguments: step(real, *arguments)
     generator = copy.copy(served.generative)
     generator.decoder = decoder
-    recommender = copy.copy(served.recommender)
-    recommender._recommenders = (generator, *served.recommender._recommenders[1:])
+    composed, recommender = copy.copy(served.recommender.first), copy.copy(served.recommender)
+    composed._recommenders = (generator, *composed._recommenders[1:])
+    recommender.first = composed
     retrievers = (generator, *served.retrievers[1:])
     return replace(served, generative=generator, recommender=recommender, retrievers=retrievers)
 
