@@ -14,6 +14,12 @@ SequiturError
 │   ├── InvalidOption    an option that the model or the training does not know, or a value out of its range
 │   ├── CheckpointError  a checkpoint that is missing, torn or of another run
 │   └── Diverged         the loss is not a number any more
+├── OffPolicyError       a log of decisions from which another policy cannot be judged
+│   ├── InvalidPropensity  a propensity that is not in (0, 1]
+│   ├── InvalidPolicy    probabilities of actions that are none
+│   ├── InvalidReward    a reward, logged or predicted, that is not a finite number
+│   ├── LengthMismatch   arrays that do not describe the same rows
+│   └── NoOverlap        the judged policy would have done nothing of what was logged
 └── ExportError          the graph and the model do not agree
 
 An error carries data and a stable `code`; its message names the value, the rule and the remedy.
@@ -120,6 +126,42 @@ class Diverged(TrainingError):
     """The loss is not a finite number any more."""
 
     code = "diverged"
+
+
+class OffPolicyError(SequiturError):
+    """A log of decisions from which another policy cannot be judged."""
+
+    code = "off_policy_invalid"
+
+
+class InvalidPropensity(OffPolicyError):
+    """A propensity that is not in (0, 1], so its action cannot have been logged with it."""
+
+    code = "propensity_invalid"
+
+
+class InvalidPolicy(OffPolicyError):
+    """Probabilities that are negative, NaN or do not sum to 1, or an action without one."""
+
+    code = "policy_invalid"
+
+
+class InvalidReward(OffPolicyError):
+    """A reward, logged or predicted, that is not a finite number."""
+
+    code = "reward_invalid"
+
+
+class LengthMismatch(OffPolicyError):
+    """Arrays that do not describe the same rows."""
+
+    code = "length_mismatch"
+
+
+class NoOverlap(OffPolicyError):
+    """The judged policy would have done nothing of what was logged."""
+
+    code = "no_overlap"
 
 
 class ExportError(SequiturError):
