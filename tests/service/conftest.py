@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import toy_ranker
 from fastapi import FastAPI
 from toy_generative import toy_generative
 
@@ -105,6 +106,12 @@ def served(toy_bundle: Path) -> Served:
 def generative(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """The toy bundle that generates, loaded, with the toy's encoder to fall back on."""
     return load(Bundle.open(toy_generative(tmp_path_factory.mktemp("generative") / "toy")))
+
+
+@pytest.fixture(scope="session")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The toy bundle with a ranker, loaded."""
+    return load(Bundle.open(toy_ranker.write(tmp_path_factory.mktemp("ranked") / "toy")))
 
 
 @pytest.fixture
