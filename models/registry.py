@@ -1,20 +1,30 @@
 """Every system by name. A model is one file in a family folder, and nobody edits a list.
 
-A family is a `torch.nn.Module` class with a few facts about itself (see `Encoder` and `Generator`). Importing its file
-registers it.
+A family is a class with a few facts about itself (see `Encoder`, `Generator` and `Ranker`), a `torch.nn.Module` where
+it learns by gradients. Importing its file registers it.
 """
+
+from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, ClassVar, Protocol, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints
 
+import numpy.typing as npt
 import torch
 
-from models import encoders, generators
+from models import encoders, generators, rankers
 from models.errors import InvalidOption, UnknownModel
 from retrieval.inputs import Tables
+from retrieval.sequences import FloatArray
+
+if TYPE_CHECKING:
+    from models.lists import Arrays
+    from models.progress import Progress
+    from models.ranker_training import Fitted, RankerTraining
 
 Loss = tuple[torch.Tensor, int]
 
@@ -24,7 +34,7 @@ class Family(Protocol):
 
     Attributes:
         paper: authors, title, venue.
-        stage: where it stands in a request: `encoder` or `generator`.
+        stage: where it stands in a request: `encoder`, `generator` or `ranker`.
         status: how far our copy is held against its paper, in a few words.
         Config: frozen dataclass of its hyper-parameters.
         recipe: training options whose defaults this family changes.
@@ -89,6 +99,29 @@ class Generator(Family, Protocol):
         ...
 
 
+class Ranker(Family, Protocol):
+    """A model that says for each candidate how likely each task is. Made of a `Config` and a `FeatureSet`.
+
+    Its `inputs` are names of `retrieval.features.ARRAYS`; NaN among the numbers means absent.
+    """
+
+    def fit(self, train: Arrays, validation: Arrays, how: RankerTraining, progress: Progress) -> Fitted:
+        """Learns, and stops by what it reaches on the validation lists.
+
+        Raises:
+            Diverged: the loss stopped being a number.
+        """
+        ...
+
+    def probabilities(self, feeds: Mapping[str, npt.NDArray[Any]], /) -> FloatArray:
+        """float32, shape (B, C, T), of a batch of feeds; as at the first place of a page."""
+        ...
+
+    def write(self, path: Path, feeds: Mapping[str, npt.NDArray[Any]], /) -> None:
+        """The ONNX graph `inputs` -> `probabilities` (B, C, T) with dynamic B, C and L; `feeds` are an example."""
+        ...
+
+
 _FAMILIES: dict[str, Any] = {}
 
 
@@ -106,7 +139,7 @@ def register(name: str) -> Callable[[type], type]:
 
 def families(stage: str | None = None) -> dict[str, Any]:
     """Every registered family by name, or those of one stage."""
-    for folder in (encoders, generators):
+    for folder in (encoders, generators, rankers):
         for module in pkgutil.iter_modules(folder.__path__, folder.__name__ + "."):
             importlib.import_module(module.name)
     return {name: made for name, made in sorted(_FAMILIES.items()) if stage in (None, made.stage)}

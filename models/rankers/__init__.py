@@ -1,0 +1,1 @@
+"""One file per ranker: candidates in, one probability per task out."""
