@@ -1,4 +1,4 @@
-"""`python -m models`: train, join, evaluate, compare, widths, cases, transfer, list, inspect.
+"""`python -m models`: train, join, evaluate, compare, widths, cases, transfer, off-policy, list, inspect.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
 python -m models join     --generator artifacts/tiger --dense artifacts/sasrec --out artifacts/both --set beams=20
@@ -7,6 +7,7 @@ python -m models compare  --models sasrec --bundles artifacts/ml-1m --data ml-1m
 python -m models widths   --bundle artifacts/tiger --data s3rec --events DIR --widths 10,20,50,100
 python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --limit 2000 --out cases.jsonl
 python -m models transfer --model recgpt --train s3rec:A microlens:B --tune windows:V --test windows:T --out artifacts/t
+python -m models off-policy --events data/obd-small --campaign men,women
 python -m models list
 python -m models inspect  artifacts/ml-1m
 """
@@ -20,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from models import runs, transfer
+from models.bandit_comparison import CAMPAIGNS, compare_bandits
 from models.errors import ExportError
 from models.export import EXACT_BELOW
 from models.layouts import layouts
@@ -161,6 +163,18 @@ def _transfer(options: argparse.Namespace, progress: Progress) -> int:
         options.json.write_text(json.dumps(done.to_json(), indent=2) + "\n")
     if options.results:
         done.append(options.results, command=shlex.join(["python", "-m", "models", *sys.argv[1:]]))
+    return 0
+
+
+def _off_policy(options: argparse.Namespace, progress: Progress) -> int:
+    compared = compare_bandits(
+        options.events, options.campaign, seed=options.seed, on_bad_row=options.on_bad_row, progress=progress
+    )
+    print(compared)
+    if options.json:
+        options.json.write_text(json.dumps(compared.to_json(), indent=2) + "\n")
+    if options.results:
+        compared.append(options.results, command=shlex.join(["python", "-m", "models", *sys.argv[1:]]))
     return 0
 
 
@@ -317,6 +331,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     joining.add_argument("--overwrite", action="store_true", help="replace what stands at OUT")
     joining.set_defaults(run=_join)
+
+    bandits = commands.add_parser("off-policy", help="two policies estimated from each other's logs, beside the truth")
+    bandits.add_argument("--events", required=True, type=Path, help="directory that holds random/ and bts/")
+    bandits.add_argument("--campaign", type=_names, default=CAMPAIGNS, help="names of files, default men,women")
+    bandits.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail")
+    bandits.add_argument("--seed", type=int, default=0, help="of the bootstrap and of the folds")
+    bandits.add_argument("--json", type=Path, help="also write the figures there")
+    bandits.add_argument("--results", type=Path, help="append the tables to this file")
+    bandits.set_defaults(run=_off_policy)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)

@@ -190,7 +190,7 @@ def paired(report: Report, other: Report, measure: str, *, seed: int = 0) -> Mea
 
 
 def append_results(
-    path: Path, comparison: Comparison, *, title: str, date: str, command: str, commit: str, data_digest: str
+    path: Path, comparison: object, *, title: str, date: str, command: str, commit: str, data_digest: str
 ) -> None:
     """Adds a section to a results file, which is made where it is missing; what stands there stays.
 
@@ -198,7 +198,7 @@ def append_results(
 
     Args:
         path: `models/RESULTS.md`.
-        comparison: what was found.
+        comparison: what was found; its text is the body of the section.
         title: the data set in a word or two.
         date: ISO 8601.
         command: what was typed.

@@ -55,7 +55,7 @@ class TestByHand:
     def test_snips(self) -> None:
         found = snips(HAND)
         assert found.value == pytest.approx(3.5 / 6)
-        # w (r - 7/12) in 24ths: 5, -21, -14, 30; squares 1562/576, by (6/4)^2, by 3 and by 4.
+        # w (r - 7/12) by 24: 5, -21, -14, 30; squares 1562/576, by (6/4)^2, by 3 and by 4.
         assert found.standard_error == pytest.approx((1562 / 576 / 2.25 / 12) ** 0.5)
 
     def test_clipped_snips(self) -> None:
