@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from models.histories import Histories
+from models.statistics import transitions
 from retrieval.errors import InvalidInput
 from retrieval.sequences import FloatArray, History
 
@@ -65,9 +66,8 @@ class Popular:
 class Transitions:
     """What followed the user's last items in other histories: decayed co-occurrence.
 
-    In training, item j gains d^(g-1) from item i each time it stands g <= window places after it. Asked, the last
-    `window` items vote for their followers, the item p places from the end with weight d^(p-1) / n_i^a, where n_i is
-    how often i occurs: a = 0 lets frequent items speak louder, a = 1 makes every vote a share.
+    The last `window` items vote for their followers as `models.statistics.transitions` counts them, the item p places
+    from the end with weight d^(p-1).
 
     Args:
         train: what is counted.
@@ -75,10 +75,6 @@ class Transitions:
         window: how many places are looked back.
         decay: d.
         damping: a.
-
-    Source:
-        The idea of sequential rules with a distance weight: Ludewig and Jannach (2018), "Evaluation of Session-based
-        Recommendation Algorithms", section 3.1.
     """
 
     name = "transitions"
@@ -89,15 +85,7 @@ class Transitions:
         counts = _counts(train, n_items)
         self._window, self._decay = window, decay
         self._floor = _floor(counts)
-        users = train.users()
-        followers = sparse.csr_array((n_items + 1, n_items + 1), dtype=np.float32)
-        for gap in range(1, window + 1):
-            together = users[gap:] == users[:-gap]
-            pairs = (train.rows[:-gap][together], train.rows[gap:][together])
-            weights = np.full(len(pairs[0]), decay ** (gap - 1), dtype=np.float32)
-            followers = followers + sparse.coo_array((weights, pairs), shape=followers.shape).tocsr()
-        shares = np.maximum(counts, 1.0) ** -damping
-        self._followers = (sparse.diags_array(shares.astype(np.float32)) @ followers).tocsr()
+        self._followers = transitions(train, counts, window=window, decay=decay, damping=damping)
 
     def scores(self, histories: Sequence[History], times: Sequence[float]) -> FloatArray:  # noqa: ARG002
         """float32, shape (B, N + 1): the votes of the last items."""
