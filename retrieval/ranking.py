@@ -3,8 +3,9 @@
 score = sum over tasks of goal * calibrated probability
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,8 +147,14 @@ class OnnxRanker:
 
     def with_tables(self, tables: FeatureTables) -> "OnnxRanker":
         """The same graph over another edition of the catalog."""
-        other = object.__new__(OnnxRanker)
-        other._session, other._names, other.settings, other.tables = self._session, self._names, self.settings, tables
+        other = copy.copy(self)
+        other.tables = tables
+        return other
+
+    def uncalibrated(self) -> "OnnxRanker":
+        """The same graph, taken at its word."""
+        other = copy.copy(self)
+        other.settings = replace(self.settings, calibration={})
         return other
 
     def rank(self, candidates: Sequence[Candidates], /) -> list[FloatArray]:
