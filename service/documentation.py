@@ -10,7 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from service import __version__
-from service.schemas import EventsRequest, ItemRequest, Problem, RankingRequest, RecommendationRequest
+from service.answers import Problem
+from service.schemas import EventsRequest, ItemRequest, RankingRequest, RecommendationRequest
 
 DESCRIPTION = """Next-item recommendations from the event that happened a moment ago.
 

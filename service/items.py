@@ -17,10 +17,11 @@ from retrieval.editions import with_items, without_items
 from retrieval.recommenders import Served
 from retrieval.sequences import PAD_ROW
 from service import metrics
+from service.answers import ItemAnswer
 from service.errors import InvalidRequest, StoreUnavailable
 from service.permits import Permits
 from service.pipeline import Pipeline
-from service.schemas import ItemAnswer, ItemRequest
+from service.schemas import ItemRequest
 from service.sessions import ItemChange, SessionStore
 from service.users import counting
 

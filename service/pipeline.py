@@ -18,21 +18,13 @@ from retrieval.inputs import Request
 from retrieval.recommenders import Answer, Query, Retriever, Served, Stage
 from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, IntArray
 from service import metrics
+from service.answers import RankedItem, RankingAnswer, RecommendationAnswer, RecommendedItem, ServedModel, SimilarAnswer
 from service.batching import MicroBatcher, Run
 from service.errors import DeadlineExceeded
 from service.ladder import Call, InTime, Rung, climb_down
 from service.permits import Permits
 from service.questions import VARIANT, Questions, filter_of, joined, request_of, rows_of
-from service.schemas import (
-    RankedItem,
-    RankingAnswer,
-    RankingRequest,
-    RecommendationAnswer,
-    RecommendationRequest,
-    RecommendedItem,
-    ServedModel,
-    SimilarAnswer,
-)
+from service.schemas import RankingRequest, RecommendationRequest
 from service.settings import GENERATIVE_SHARE, RESERVE_SHARE
 from service.timing import Timings
 

@@ -14,6 +14,17 @@ from starlette.responses import FileResponse, Response
 
 from retrieval.errors import InvalidFilter, UnknownItem
 from service import metrics
+from service.answers import (
+    EventsAnswer,
+    HistoryAnswer,
+    ItemAnswer,
+    Liveness,
+    ModelAnswer,
+    RankingAnswer,
+    Readiness,
+    RecommendationAnswer,
+    SimilarAnswer,
+)
 from service.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -32,24 +43,7 @@ from service.errors import (
 from service.items import Items
 from service.middleware import while_connected
 from service.pipeline import Pipeline
-from service.schemas import (
-    DEFAULT_K,
-    MAX_ID,
-    MAX_K,
-    EventsAnswer,
-    EventsRequest,
-    HistoryAnswer,
-    ItemAnswer,
-    ItemRequest,
-    Liveness,
-    ModelAnswer,
-    RankingAnswer,
-    RankingRequest,
-    Readiness,
-    RecommendationAnswer,
-    RecommendationRequest,
-    SimilarAnswer,
-)
+from service.schemas import DEFAULT_K, MAX_ID, MAX_K, EventsRequest, ItemRequest, RankingRequest, RecommendationRequest
 from service.state import State
 from service.users import Users
 

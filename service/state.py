@@ -16,13 +16,14 @@ from retrieval.encoder import best_device
 from retrieval.errors import BundleError, BundleForeign
 from retrieval.recommenders import Served, load
 from service import metrics
+from service.answers import ModelAnswer, Readiness
 from service.batching import MicroBatcher
 from service.errors import NotReady, StoreUnavailable
 from service.items import Items
 from service.permits import Permits
 from service.pipeline import Pipeline
 from service.questions import VARIANT, Questions
-from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, ModelAnswer, Readiness, RecommendationRequest
+from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, RecommendationRequest
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.users import Users

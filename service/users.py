@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from retrieval.catalog import Catalog
 from retrieval.sequences import PAD_ROW
 from service import metrics
+from service.answers import EventResult, EventsAnswer, HistoryAnswer, HistoryItem
 from service.errors import StoreUnavailable
 from service.permits import Permits
-from service.schemas import Event, EventResult, EventsAnswer, HistoryAnswer, HistoryItem, check_times
+from service.schemas import Event, check_times
 from service.sessions import SessionStore, StoredEvent
 
 

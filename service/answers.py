@@ -1,0 +1,193 @@
+"""The wire format: what callers get. Typed dictionaries: they describe what is sent and cost nothing to send."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+
+class EventResult(TypedDict):
+    """What became of one event, in the order given."""
+
+    outcome: Annotated[
+        Literal["accepted", "duplicate", "too_old"],
+        Field(description="`too_old`: older than everything in a history that is full."),
+    ]
+    known: Annotated[bool, Field(description="Whether the served catalog has the item; it is kept either way.")]
+    event_id: NotRequired[str]
+
+
+class EventsAnswer(TypedDict):
+    """What became of the events."""
+
+    accepted: int
+    results: list[EventResult]
+
+
+class Step(TypedDict):
+    """One step of a generator towards an item."""
+
+    code: int
+    log_probability: Annotated[float, Field(description="Its share of the item's score.")]
+
+
+class Explanation(TypedDict):
+    """How a generated item came about: the model wrote these codes, one after the other."""
+
+    path: list[Step]
+
+
+class RecommendedItem(TypedDict):
+    """One recommendation. Scores compare within one source."""
+
+    item_id: str
+    score: float
+    rank: int
+    source: Annotated[str, Field(description="`generated`, `retrieval`, `popular` or `similar`.")]
+    attributes: NotRequired[dict[str, Any]]
+    explanation: NotRequired[Annotated[Explanation, Field(description="Of generated items, where asked for.")]]
+
+
+class ServedModel(TypedDict):
+    """What answered."""
+
+    name: str
+    bundle: str
+    variant: str
+
+
+class RecommendationAnswer(TypedDict):
+    """A list of recommendations, and how it came about."""
+
+    recommendation_id: str
+    items: list[RecommendedItem]
+    next: Annotated[str | None, Field(description="Always null in this version.")]
+    model: ServedModel
+    degraded: bool
+    degraded_reasons: list[str]
+    exact: NotRequired[
+        Annotated[
+            bool,
+            Field(
+                description="Of generated items: true where it is proven that scoring every eligible item would have "
+                "given the same; false where it is not. Absent where nothing was generated."
+            ),
+        ]
+    ]
+    timings_ms: dict[str, float]
+
+
+class RankedItem(TypedDict):
+    """One candidate in its place."""
+
+    item_id: str
+    score: Annotated[float | None, Field(description="null where `known` is false.")]
+    rank: int
+    known: Annotated[
+        bool, Field(description="false: not in the catalog, or the model has nothing to score it by; those come last.")
+    ]
+
+
+class RankingAnswer(TypedDict):
+    """The caller's candidates, best first, then those that could not be scored in the order given."""
+
+    items: list[RankedItem]
+    source: Annotated[str, Field(description="What scored them: `generated`, `retrieval` or `popular`.")]
+    model: ServedModel
+    degraded: bool
+    degraded_reasons: list[str]
+    timings_ms: dict[str, float]
+
+
+class ItemAnswer(TypedDict):
+    """What holds of an item."""
+
+    item_id: str
+    available: bool
+    attributes: dict[str, Any]
+    is_new: Annotated[bool, Field(description="Added after the model was trained.")]
+    edition: Annotated[int, Field(description="Of the catalogue, in the process that answers; 0 as it was trained.")]
+
+
+class SimilarAnswer(TypedDict):
+    """Items like one item."""
+
+    item_id: str
+    items: list[RecommendedItem]
+    model: ServedModel
+    timings_ms: dict[str, float]
+
+
+class HistoryItem(TypedDict):
+    """One event that is remembered."""
+
+    item_id: str
+    event_type: str
+    value: float | None
+    timestamp: float
+    event_id: NotRequired[str]
+    recommendation_id: NotRequired[str]
+    context: NotRequired[Mapping[str, Any]]
+
+
+class HistoryAnswer(TypedDict):
+    """What is remembered of a user, oldest first; empty for a user who is not known."""
+
+    user_id: str
+    events: list[HistoryItem]
+
+
+class ModelAnswer(TypedDict):
+    """What is being served."""
+
+    name: str
+    kind: str
+    bundle: str
+    digest: str
+    created: str
+    git_commit: str
+    seed: int
+    data: Mapping[str, Any]
+    catalog_items: int
+    edition: Annotated[int, Field(description="Of the catalogue, in the process that answers; 0 as it was trained.")]
+    generation: Annotated[Mapping[str, Any], Field(description="How items are generated; empty where none are.")]
+    window: int
+    event_types: list[str]
+    exclude_seen: bool
+    hyper_parameters: Mapping[str, Any]
+    index: Mapping[str, Any]
+    metrics: Annotated[Mapping[str, Any], Field(description="Measured quality: protocol, metric, value.")]
+
+
+class Readiness(TypedDict):
+    """Ready to serve; the store may be away all the same."""
+
+    status: Literal["ready"]
+    bundle: str
+    store: Literal["ok", "away"]
+
+
+class Liveness(TypedDict):
+    """The process lives."""
+
+    status: Literal["alive"]
+
+
+class ProblemError(TypedDict):
+    """One thing wrong with a request."""
+
+    loc: str
+    msg: str
+
+
+class Problem(TypedDict):
+    """RFC 9457, with our stable `code` and the request's id."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: NotRequired[list[ProblemError]]
