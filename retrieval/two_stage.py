@@ -1,19 +1,21 @@
 """Two stages: many candidates in, few in the right order out, and the placement's rules on top."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from retrieval.arrangement import Arranger
+from retrieval.errors import BundleTorn, InvalidRule
 from retrieval.features import Candidates
 from retrieval.inputs import Request
-from retrieval.queries import NO_STAGES, Answer, Query, Recommender, Stage
+from retrieval.queries import NO_STAGES, Answer, Query, Recommender, Retriever, Stage, all_of_them
 from retrieval.ranking import CANDIDATES, Ranker
-from retrieval.rules import NO_RULES
-from retrieval.sequences import FloatArray
+from retrieval.rules import NO_RULES, Rules
+from retrieval.sequences import PAD_ROW, FloatArray, IntArray
 
 POPULAR = "popular"
+RANK, ARRANGE = "rank", "arrange"  # stages
 
 
 class TwoStage:
@@ -23,6 +25,8 @@ class TwoStage:
     (a history of which nothing is known) what is popular is not ranked either: the ranker never saw such lists. A
     ranker that fails leaves all of a batch in the order in which they were found, and the answers carry its error.
 
+    A caller with a clock may walk the three steps of `recommend` by itself: `find`, `order`, `arrange`.
+
     Args:
         first: finds the candidates.
         ranker: orders them; None leaves them as they were found.
@@ -31,7 +35,20 @@ class TwoStage:
 
     def __init__(self, first: Recommender, ranker: Ranker | None, arranger: Arranger) -> None:
         self.name = first.name
-        self.first, self.ranker, self._arranger = first, ranker, arranger
+        self.first, self.ranker, self.arranger = first, ranker, arranger
+
+    def check(self, goals: Mapping[str, float], rules: Rules = NO_RULES) -> None:
+        """Refuses goals and rules that mean nothing here.
+
+        Raises:
+            InvalidRule: a goal that is no task, or a rule that speaks of what the catalog does not have.
+        """
+        if goals and self.ranker is None:
+            raise InvalidRule(f"goals ({', '.join(goals)}) weigh what a ranker predicts, and this bundle has none")
+        if goals and self.ranker is not None:
+            self.ranker.settings.weights(goals)
+        if rules != NO_RULES:
+            self.arranger.check(rules)
 
     def reads(self, request: Request, /) -> bool:
         """See `Recommender`."""
@@ -39,45 +56,105 @@ class TwoStage:
 
     def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
         """See `Recommender`."""
+        return self.arrange(queries, self.order(queries, self.find(queries, stage), stage), stage)
+
+    def find(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
+        """Candidates, best first: as many as are wanted, as the ranker reads or as the rules choose from."""
         if self.ranker is None and all(query.rules == NO_RULES for query in queries):
             return self.first.recommend(queries, stage)
-        found = self.first.recommend([self._widened(query) for query in queries], stage)
-        if self.ranker is not None:
-            with stage("rank"):
-                found = self._ranked(self.ranker, queries, found)
-        if all(
-            query.rules == NO_RULES and len(answer) <= query.k for query, answer in zip(queries, found, strict=True)
-        ):
+        return self.first.recommend([self._widened(query) for query in queries], stage)
+
+    def order(self, queries: Sequence[Query], found: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
+        """The candidates in the order of the ranker, if there is one."""
+        if self.ranker is None:
             return found
-        with stage("arrange"):
-            return self._arranger.arrange(queries, found)
+        with stage(RANK):
+            return _ranked(self.ranker, queries, found)
+
+    def arrange(self, queries: Sequence[Query], answers: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
+        """Of the candidates those that are shown."""
+        if all(q.rules == NO_RULES and len(answer) <= q.k for q, answer in zip(queries, answers, strict=True)):
+            return answers
+        with stage(ARRANGE):
+            return self.arranger.arrange(queries, answers)
 
     def _widened(self, query: Query) -> Query:
         if self.ranker is not None:
             return replace(query, k=max(query.k, self.ranker.settings.candidates))
         return query if query.rules == NO_RULES else replace(query, k=max(query.k, CANDIDATES))
 
-    def _ranked(self, ranker: Ranker, queries: Sequence[Query], found: Sequence[Answer]) -> list[Answer]:
-        answers = list(found)
-        lists: dict[int, Candidates] = {}
-        for b, (query, answer) in enumerate(zip(queries, found, strict=True)):
-            reach = min(len(answer), max(0, query.rankable()))
-            popular = np.array([source == POPULAR for source in answer.sources[:reach]], dtype=np.bool_)
-            if popular.all():
-                reach = 0
-            answers[b] = replace(answer, ranked=reach)
-            if reach:
-                scores = np.where(popular, np.float32(np.nan), answer.scores[:reach])
-                lists[b] = Candidates(query.request, answer.rows[:reach], scores)
-        try:
-            said = ranker.rank(list(lists.values())) if lists else []
-        except Exception as error:  # whatever it is, a list in the order found is better than none
-            return [replace(answer, ranked=0, ranker_error=error) for answer in found]
-        for b, probabilities in zip(lists, said, strict=True):
-            answers[b] = _ordered(
-                answers[b], probabilities, ranker.settings.weights(queries[b].goals or ranker.settings.goals)
-            )
-        return answers
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """A caller's own candidates, to be put in order.
+
+    Attributes:
+        request: for whom.
+        rows: int64, shape (n,): distinct, and PAD_ROW for each unknown item.
+        goals, rankable: see `Query`.
+    """
+
+    request: Request
+    rows: IntArray
+    goals: Mapping[str, float] = field(default_factory=dict)
+    rankable: Callable[[], int] = all_of_them
+
+
+def rank(
+    retriever: Retriever, ranker: Ranker | None, given: Sequence[Given], source: str, stage: Stage = NO_STAGES
+) -> list[Answer]:
+    """Given items in order: by a retriever, then, where there is one, by a ranker.
+
+    Args:
+        retriever: reads each of the requests.
+        ranker: None leaves the order of the retriever.
+        given: B lists.
+        source: what to call the retriever.
+        stage: times it.
+
+    Returns:
+        B answers of the rows that are not PAD_ROW. Scores are -inf where nothing is known to go by: the retriever has
+        no score for the item, and it was not ranked. They are NaN, and nothing is ranked, where the retriever made no
+        number of the request.
+
+    Raises:
+        EmptyHistory: a request that the retriever cannot read.
+    """
+    with stage(RANK):
+        every = retriever.rank([one.request for one in given], [one.rows for one in given])
+        found = []
+        for one, scores in zip(given, every, strict=True):
+            places = np.flatnonzero(one.rows != PAD_ROW)
+            places = places[np.argsort(-scores[places], kind="stable")]
+            found.append(Answer.of(one.rows[places], scores[places], source))
+        return found if ranker is None else _ranked(ranker, given, found)
+
+
+def _ranked(ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answer]) -> list[Answer]:
+    answers = list(found)
+    lists: dict[int, Candidates] = {}
+    for b, (one, answer) in enumerate(zip(asked, found, strict=True)):
+        reach = min(len(answer), max(0, one.rankable()))
+        popular = np.array([source == POPULAR for source in answer.sources[:reach]], dtype=np.bool_)
+        if popular.all() or np.isnan(answer.scores).any():
+            reach = 0
+        answers[b] = replace(answer, ranked=reach)
+        if reach:
+            scores = np.where(popular, np.float32(np.nan), answer.scores[:reach])
+            lists[b] = Candidates(one.request, answer.rows[:reach], scores)
+    try:
+        said = ranker.rank(list(lists.values())) if lists else []
+    except Exception as error:  # whatever it is, a list in the order found is better than none
+        return [replace(answer, ranked=0, ranker_error=error) for answer in found]
+    settings = ranker.settings
+    for b, probabilities in zip(lists, said, strict=True):
+        if np.isfinite(probabilities).all():
+            weights = settings.weights(asked[b].goals or settings.goals)
+            answers[b] = _ordered(answers[b], probabilities, weights)
+        else:
+            none = BundleTorn("the ranker gave numbers that are none; export the bundle again")
+            answers[b] = replace(found[b], ranked=0, ranker_error=none)
+    return answers
 
 
 def _ordered(answer: Answer, probabilities: FloatArray, weights: FloatArray) -> Answer:
@@ -88,6 +165,8 @@ def _ordered(answer: Answer, probabilities: FloatArray, weights: FloatArray) -> 
     tasks[:reach] = probabilities
     # Scores must fall along the list: what was not ranked goes on below what was, by as little as it fell before.
     rest = answer.scores[reach:]
-    every = np.concatenate([scores, rest - rest[:1] + scores.min() - 1e-6 if len(rest) else rest]).astype(np.float32)
+    if len(rest) and np.isfinite(rest[0]):
+        rest = rest - rest[0] + scores.min() - 1e-6
+    every = np.concatenate([scores, rest]).astype(np.float32)
     places = np.concatenate([np.argsort(-scores, kind="stable"), np.arange(reach, len(answer))])
     return replace(answer, scores=every, tasks=tasks).taken(places)
