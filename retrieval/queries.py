@@ -124,22 +124,33 @@ class Answer:
         """This answer with the items of another one behind it."""
         if not len(more) and more.exact is None:
             return self
-        steps = None
-        known = self.steps if self.steps is not None else more.steps
-        if known is not None:
-            parts = [part.steps if part.steps is not None else _unknown(part, known) for part in (self, more)]
-            steps = np.concatenate(parts)
-        return Answer(
-            np.concatenate([self.rows, more.rows]),
-            np.concatenate([self.scores, more.scores]),
-            self.sources + more.sources,
-            more.exact if self.exact is None else self.exact,
-            steps,
+        reasons: tuple[str, ...] = ()
+        if self.reasons or more.reasons:
+            reasons = (self.reasons or ("",) * len(self)) + (more.reasons or ("",) * len(more))
+        return replace(
+            self,
+            rows=np.concatenate([self.rows, more.rows]),
+            scores=np.concatenate([self.scores, more.scores]),
+            sources=self.sources + more.sources,
+            exact=more.exact if self.exact is None else self.exact,
+            steps=_joined(self, self.steps, more, more.steps),
+            ranked=more.ranked if self.ranked is None else self.ranked,
+            ranker_error=self.ranker_error or more.ranker_error,
+            tasks=_joined(self, self.tasks, more, more.tasks),
+            reasons=reasons,
+            unmet=self.unmet + more.unmet,
         )
 
 
-def _unknown(answer: Answer, like: FloatArray) -> FloatArray:
-    return np.full((len(answer), like.shape[1]), np.nan, dtype=np.float32)
+def _joined(first: Answer, its: FloatArray | None, second: Answer, others: FloatArray | None) -> FloatArray | None:
+    """Numbers of two answers' items behind each other, NaN where one of them has none; None where both have none."""
+    known = its if its is not None else others
+    if known is None:
+        return None
+    parts = ((first, its), (second, others))
+    return np.concatenate(
+        [np.full((len(a), known.shape[1]), np.nan, np.float32) if part is None else part for a, part in parts]
+    )
 
 
 NOTHING = Answer.of(np.zeros(0, np.int64), np.zeros(0, np.float32), "")

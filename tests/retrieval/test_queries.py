@@ -1,6 +1,7 @@
 """What is asked and answered: how many items there can be, and answers put together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,31 @@ def test_an_answer_goes_on_with_another_one() -> None:
     assert turned.steps is not None
     assert np.isnan(turned.steps).all(axis=1).tolist() == [True, False]
     assert popular.followed_by(popular).steps is None
+
+
+def test_what_was_ranked_and_arranged_stays_known_when_an_answer_goes_on() -> None:
+    failed = ValueError("no number")
+    ranked = Answer(
+        np.array([1, 2]),
+        np.array([0.9, 0.8], np.float32),
+        ("retrieval",) * 2,
+        ranked=2,
+        ranker_error=failed,
+        tasks=np.array([[0.5], [0.25]], np.float32),
+        reasons=("pinned", ""),
+        unmet=("one",),
+    )
+    popular = Answer.of(np.array([3]), np.array([7], np.float32), "popular")
+    whole = ranked.followed_by(replace(popular, unmet=("two",)))
+    assert whole.tasks is not None
+    assert np.array_equal(whole.tasks, np.array([[0.5], [0.25], [np.nan]], np.float32), equal_nan=True)
+    assert (whole.ranked, whole.ranker_error, whole.unmet) == (2, failed, ("one", "two"))
+    assert whole.reasons == ("pinned", "", "")
+    turned = popular.followed_by(ranked)
+    assert turned.tasks is not None
+    assert np.isnan(turned.tasks[:, 0]).tolist() == [True, False, False]
+    assert (turned.ranked, turned.ranker_error, turned.reasons) == (2, failed, ("", "pinned", ""))
+    assert popular.followed_by(popular).reasons == ()
 
 
 def test_nothing_adds_nothing() -> None:
