@@ -15,7 +15,7 @@ from models.histories import Histories
 from models.lists import Arrays, Lists
 from retrieval.catalog import Catalog, Column, Numbers, Tags, Words
 from retrieval.errors import InvalidInput
-from retrieval.features import ALL, FOLLOWED, Category, FeatureSet, FeatureTables, Number
+from retrieval.features import ALL, FOLLOWED, Category, FeatureSet, FeatureTables, Number, spelt
 from retrieval.sequences import FloatArray
 from retrieval.statistics import Statistics
 from retrieval.tasks import Task
@@ -127,7 +127,7 @@ def standardised(
 
 def word(value: object) -> str:
     """How a value of a user is spelt in vocabularies and in requests: whole numbers without a point."""
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return spelt(value) if isinstance(value, int | float) else str(value)
 
 
 def _category(name: str, column: Column, n_items: int) -> Category | None:

@@ -10,22 +10,28 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.errors import BundleTorn, InvalidInput
 from retrieval.sequences import FloatArray
 
 SMALLEST = 1e-7  # probabilities are kept this far from 0 and 1 before their logit is taken
+LARGEST = 80.0  # a logit beyond is one of 0 or 1 in float32
 
 
-def logit(probabilities: FloatArray) -> FloatArray:
-    """log(p / (1 - p)), the same shape."""
-    p = np.clip(probabilities, SMALLEST, 1 - SMALLEST)
-    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
+def logit(probabilities: FloatArray) -> npt.NDArray[np.float64]:
+    """float64, the same shape: log(p / (1 - p))."""
+    p = np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)
+    return np.asarray(np.log(p) - np.log1p(-p))
 
 
 @dataclass(frozen=True, slots=True)
 class Platt:
     """sigmoid(slope * logit(p) + offset).
+
+    Attributes:
+        slope: above 0; below 1 it draws towards a half.
+        offset: above 0 it raises all.
 
     Source:
         Platt (1999), "Probabilistic Outputs for Support Vector Machines", section 2.
@@ -41,8 +47,8 @@ class Platt:
 
     def __call__(self, probabilities: FloatArray) -> FloatArray:
         """float32, the same shape."""
-        out: FloatArray = 1 / (1 + np.exp(-(np.float32(self.slope) * logit(probabilities) + np.float32(self.offset))))
-        return out.astype(np.float32)
+        x = np.clip(self.slope * logit(probabilities) + self.offset, -LARGEST, LARGEST)
+        return np.asarray(1 / (1 + np.exp(-x)), dtype=np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """What `parse` reads."""
@@ -52,6 +58,10 @@ class Platt:
 @dataclass(frozen=True, slots=True)
 class Isotonic:
     """Straight lines between knots that do not fall.
+
+    Attributes:
+        said: probabilities as the ranker says them, each above the one before.
+        held: what they stand for.
 
     Source:
         Zadrozny and Elkan (2002), "Transforming Classifier Scores into Accurate Multiclass Probability Estimates",
@@ -64,8 +74,11 @@ class Isotonic:
     def __post_init__(self) -> None:
         """Raises `InvalidInput` where the knots are no such line."""
         said, held = np.array(self.said), np.array(self.held)
-        if not len(said) or said.shape != held.shape or (np.diff(said) <= 0).any() or (np.diff(held) < 0).any():
-            raise InvalidInput(f"{len(said)} and {len(held)} knots: as many of both, rising, were expected")
+        rise = len(said) and said.shape == held.shape and (np.diff(said) > 0).all() and (np.diff(held) >= 0).all()
+        if not rise or not ((said >= 0) & (said <= 1) & (held >= 0) & (held <= 1)).all():
+            raise InvalidInput(
+                f"{len(said)} and {len(held)} knots: as many of both, rising, within 0 and 1, were expected"
+            )
 
     def __call__(self, probabilities: FloatArray) -> FloatArray:
         """float32, the same shape."""
@@ -77,7 +90,6 @@ class Isotonic:
 
 
 Calibration = Platt | Isotonic
-AS_IT_IS = Platt()
 
 
 def parse(raw: Mapping[str, Any]) -> Calibration:

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval import calibration
-from retrieval.calibration import AS_IT_IS, Calibration
+from retrieval.calibration import Calibration
 from retrieval.encoder import open_graph
 from retrieval.errors import BundleForeign, BundleTorn, InvalidRule
 from retrieval.features import ARRAYS, Candidates, FeatureSet, FeatureTables, build
 from retrieval.sequences import FloatArray
 
 CANDIDATES = 200  # what a retriever is asked for where a manifest says nothing else
+LARGEST_GOAL = 1e6  # weights beyond leave nothing of the others in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +71,22 @@ class Ranking:
             raise BundleTorn(f"the manifest's ranking cannot be read ({error}); export the bundle again") from error
         if made.candidates < 1:
             raise BundleTorn(f"the manifest's ranking says {made.candidates} candidates; at least 1 is needed")
+        strange = {*(made.calibration or {})} - {*made.tasks}
+        if strange:
+            raise BundleTorn(f"the manifest calibrates {sorted(strange)}, which are no tasks; export the bundle again")
         return made
 
     def weights(self, goals: Mapping[str, float]) -> FloatArray:
         """float32, shape (T,): the weight of each task, 0 for those that are not named.
 
         Raises:
-            InvalidRule: a goal is no task, a weight is not finite, or nothing has a weight.
+            InvalidRule: a goal is no task, a weight is out of range, or nothing has a weight.
         """
         for name, weight in goals.items():
             if name not in self.tasks:
                 raise InvalidRule(f"goal {name!r} is no task of this ranker, which predicts {', '.join(self.tasks)}")
-            if not np.isfinite(weight):
-                raise InvalidRule(f"goal {name!r} has weight {weight}; a finite number is needed")
+            if not abs(weight) <= LARGEST_GOAL:
+                raise InvalidRule(f"goal {name!r} has weight {weight}; at most {LARGEST_GOAL:g} either way is allowed")
         found = np.array([goals.get(name, 0.0) for name in self.tasks], dtype=np.float32)
         if not found.any():
             raise InvalidRule(f"no goal has a weight other than 0; weigh at least one of {', '.join(self.tasks)}")
@@ -95,9 +99,11 @@ class Ranking:
 
     def calibrated(self, said: FloatArray) -> FloatArray:
         """float32, shape (n, T): what a ranker said, as probabilities."""
-        fitted = self.calibration or {}
-        columns = [fitted.get(name, AS_IT_IS)(said[:, t]) for t, name in enumerate(self.tasks)]
-        return np.stack(columns, axis=1) if len(said) else said
+        out = np.array(said, dtype=np.float32)
+        for t, name in enumerate(self.tasks):
+            if self.calibration and name in self.calibration:
+                out[:, t] = self.calibration[name](out[:, t])
+        return out
 
 
 class Ranker(Protocol):

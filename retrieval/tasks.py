@@ -34,7 +34,11 @@ class Task:
     value: float = math.nan
 
     def __post_init__(self) -> None:
-        """Raises `InvalidInput` where there is no such comparison."""
+        """Raises `InvalidInput` where there is no such event or comparison."""
+        if not self.name or (self.event_type is not None and not 0 <= int(self.event_type) == self.event_type):
+            raise InvalidInput(
+                f"task {self.name!r} is of event type {self.event_type}; a name and a code of 0 or more are needed"
+            )
         if self.op is not None and (self.op not in COMPARE or not math.isfinite(self.value)):
             known = ", ".join(COMPARE)
             raise InvalidInput(
@@ -63,5 +67,5 @@ class Task:
         """
         try:
             return cls(**raw)
-        except (TypeError, InvalidInput) as error:
+        except (TypeError, ValueError, InvalidInput) as error:
             raise BundleTorn(f"a task of the manifest cannot be read ({error}); export the bundle again") from error
