@@ -8,6 +8,7 @@ SequiturError
 │   ├── MissingColumn    a required column is absent
 │   ├── BadRow           a row breaks a rule, and bad rows were not to be skipped
 │   ├── EmptyLog         nothing is left to learn from
+│   ├── ImpressionsInvalid  a log that does not say what was shown where
 │   └── OrderOnly        times were asked of a log that knows only an order
 ├── TrainingError        a run that cannot start or go on
 │   ├── UnknownModel     no model of this name
@@ -90,6 +91,12 @@ class EmptyLog(DataError):
     """No event is there, or none is left."""
 
     code = "log_empty"
+
+
+class ImpressionsInvalid(DataError):
+    """A log that says nothing of what was shown, or not in which list and at which place."""
+
+    code = "impressions_invalid"
 
 
 class OrderOnly(DataError):
