@@ -18,6 +18,7 @@ from models.events import EventLog
 from models.histories import Histories
 from models.lists import Lists
 from models.splits import Cases
+from models.tasks import outcomes
 from retrieval.catalog import Catalog
 from retrieval.filters import Eligible
 from retrieval.inputs import Request
@@ -46,16 +47,6 @@ def contexts(users: pl.DataFrame | None) -> Contexts:
         words = {name: str(value) for name, value in known.items() if name not in numbers}
         found[user["user_id"]] = words, numbers
     return found
-
-
-def outcomes(tasks: Sequence[Task], events: History) -> FloatArray:
-    """float32, shape (n, T): 1 where an event fulfils a task, 0 where not, NaN where it lacks the value to judge by."""
-    columns = []
-    for task in tasks:
-        of_type = replace(task, op=None).holds(events)
-        unjudged = of_type & np.isnan(events.values) & (task.op is not None)
-        columns.append(np.where(unjudged, np.float32(np.nan), task.holds(events).astype(np.float32)))
-    return np.stack(columns, axis=1)
 
 
 def replayed(

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from models.histories import Histories
+from models.tasks import outcomes
 from retrieval.features import DECAY, FOLLOWED
 from retrieval.sequences import FloatArray
 from retrieval.statistics import Statistics
@@ -27,8 +28,8 @@ def count(
 ) -> Statistics:
     """The statistics of training histories.
 
-    An item's rate is (its events that fulfil the task + PRIOR * the share of all events) / (its events + PRIOR), its
-    value likewise among the events that have one.
+    An item's rate is (its events that fulfil the task + PRIOR * the share of all events) / (its events + PRIOR), where
+    only events count that can be judged; its value likewise, among the events that have one.
 
     Args:
         histories: the training part alone.
@@ -47,7 +48,9 @@ def count(
     pairs = before[kept] * (n_items + 1) + after[kept]
     ascending = np.argsort(pairs)
     events, has_value = histories.span(0, len(histories.rows)), np.isfinite(histories.values)
-    rates = [_drawn(task.holds(events).astype(np.float64), histories.rows, n_items) for task in tasks]
+    found = outcomes(tasks, events).astype(np.float64)
+    judged = ~np.isnan(found)
+    rates = [_drawn(found[judged[:, t], t], histories.rows[judged[:, t]], n_items) for t in range(len(tasks))]
     return Statistics(
         pairs[ascending],
         weights[kept][ascending].astype(np.float32),

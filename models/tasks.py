@@ -18,7 +18,7 @@ import numpy as np
 from models.errors import InvalidOption
 from models.histories import Histories
 from retrieval.features import ALL
-from retrieval.sequences import FloatArray
+from retrieval.sequences import FloatArray, History
 from retrieval.tasks import COMPARE, Task
 
 DEFAULT = "click"
@@ -50,6 +50,16 @@ def parse(text: str, event_types: Sequence[str], histories: Histories) -> tuple[
         tasks.append(task)
         start += len(part) + 1
     return tuple(tasks)
+
+
+def outcomes(tasks: Sequence[Task], events: History) -> FloatArray:
+    """float32, shape (n, T): 1 where an event fulfils a task, 0 where not, NaN where it lacks the value to judge by."""
+    out = np.empty((len(events), len(tasks)), dtype=np.float32)
+    for t, task in enumerate(tasks):
+        out[:, t] = task.holds(events)
+        if task.op is not None:
+            out[replace(task, op=None).holds(events) & np.isnan(events.values), t] = np.nan
+    return out
 
 
 def _task(part: str, start: int, event_types: Sequence[str], histories: Histories) -> Task:

@@ -15,7 +15,7 @@ from models.declaration import declare, standardised
 from models.errors import ImpressionsInvalid, OrderOnly
 from models.events import EventLog, read_log
 from models.histories import Histories, catalog_from_log, with_popularity
-from models.impressions import contexts, feedback, logged, outcomes, replayed, with_positives
+from models.impressions import contexts, feedback, logged, replayed, with_positives
 from models.lists import Arrays, Lists
 from models.simulator import DAY_S, START_S, simulate
 from models.splits import Cases, leave_one_out, temporal
@@ -29,7 +29,6 @@ from retrieval.filters import NO_FILTER, Filters
 from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, Answer, Query, Recommender, Stage
 from retrieval.recommenders import Served, load
-from retrieval.sequences import History
 from retrieval.tasks import Task
 from retrieval.two_stage import TwoStage
 
@@ -37,16 +36,7 @@ TYPES = ("view", "click", "like", "purchase")
 CLICK, LIKE = Task("click"), Task("like", op=">=", value=4.0)
 
 
-# Outcomes and contexts
-
-
-def test_an_event_without_the_value_to_judge_by_leaves_the_question_open() -> None:
-    events = History.of_events(np.array([1, 2, 3, 4]), [1, 1, 1, 2], [5, 2, None, None], range(4))
-    tasks = (CLICK, LIKE, Task("big view", 1, ">", 3.0), Task("click", 2))
-    nan = np.nan
-    np.testing.assert_array_equal(
-        outcomes(tasks, events), [[1, 1, 1, 0], [1, 0, 0, 0], [1, nan, nan, 0], [1, nan, 0, 1]]
-    )
+# Contexts
 
 
 def test_users_speak_in_words_and_numbers() -> None:

@@ -70,12 +70,13 @@ def test_rates_and_values_are_drawn_towards_those_of_all() -> None:
     made = count(log, 4, (Task("click"), Task("like", op=">=", value=4.0)))
     assert made.rates.shape == (5, 2)
     assert made.rates[:, 0].tolist()[1:4] == [1, 1, 1]
-    share, mean = 3 / 5, 16 / 4
+    share, mean = 3 / 4, 16 / 4  # one event has no value to judge by
     np.testing.assert_allclose(made.rates[1, 1], (2 + PRIOR * share) / (3 + PRIOR), rtol=1e-6)
-    np.testing.assert_allclose(made.rates[3, 1], PRIOR * share / (1 + PRIOR), rtol=1e-6)
+    np.testing.assert_allclose(made.rates[2, 1], (1 + PRIOR * share) / (1 + PRIOR), rtol=1e-6)
     np.testing.assert_allclose(made.values[1], (12 + PRIOR * mean) / (3 + PRIOR), rtol=1e-6)
     assert np.isnan(made.values[[0, 3, 4]]).all()  # no event, or none with a value
     assert np.isnan(made.rates[[0, 4]]).all()
+    assert np.isnan(made.rates[3, 1])
 
 
 def test_a_log_without_values_has_none() -> None:

@@ -5,7 +5,8 @@ import pytest
 
 from models.errors import InvalidOption
 from models.histories import Histories
-from models.tasks import DEFAULT, parse
+from models.tasks import DEFAULT, outcomes, parse
+from retrieval.sequences import History
 from retrieval.tasks import Task
 
 TYPES = ("view", "purchase")
@@ -90,3 +91,12 @@ def test_a_log_without_values_has_nothing_to_compare() -> None:
     only_views = LOG.keep(LOG.event_types == 1)
     with pytest.raises(InvalidOption, match="no training event of type 'purchase' has one"):
         parse("buy: event_type == purchase and value > q0.5", TYPES, only_views)
+
+
+def test_an_event_without_the_value_to_judge_by_leaves_the_question_open() -> None:
+    events = History.of_events(np.array([1, 2, 3, 4]), [1, 1, 1, 2], [5, 2, None, None], range(4))
+    tasks = (Task("click"), Task("like", op=">=", value=4.0), Task("big view", 1, ">", 3.0), Task("click", 2))
+    nan = np.nan
+    np.testing.assert_array_equal(
+        outcomes(tasks, events), [[1, 1, 1, 0], [1, 0, 0, 0], [1, nan, nan, 0], [1, nan, 0, 1]]
+    )
