@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from models import runs, transfer
+from models import ranker_runs, runs, transfer
 from models.bandit_comparison import CAMPAIGNS, compare_bandits
-from models.errors import ExportError
+from models.errors import ExportError, InvalidOption
 from models.export import EXACT_BELOW
 from models.layouts import layouts
 from models.progress import Progress
-from models.registry import families
+from models.registry import families, family
 from models.semantic_ids import SemanticIdConfig
 from models.widths import study
 from retrieval.bundle import Bundle
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, progress: Progress) -> int:
+    if family(options.model).stage == "ranker":
+        return _train_ranker(options, progress)
+    if options.retriever is not None:
+        raise InvalidOption(f"--retriever goes with a ranker; {options.model} is none")
     try:
         bundle, report = runs.train(
             options.model,
@@ -73,6 +77,41 @@ def _train(options: argparse.Namespace, progress: Progress) -> int:
     if report:
         print(report)
     print(f"bundle {bundle.name} at {bundle.path}")
+    return 0
+
+
+def _train_ranker(options: argparse.Namespace, progress: Progress) -> int:
+    for name in ("dense", "resume"):
+        if getattr(options, name):
+            raise InvalidOption(f"--{name} says nothing to a ranker; leave it out")
+    if options.retriever is None:
+        raise InvalidOption(f"{options.model} orders what a retriever finds; name the retriever's bundle: --retriever")
+    bundle, judged = ranker_runs.train_ranker(
+        options.model,
+        runs.read(_source(options), progress, impressions=True),
+        Bundle.open(options.retriever),
+        options.out,
+        dict(options.set),
+        split=options.split,
+        progress=progress,
+        overwrite=options.overwrite,
+    )
+    print(judged)
+    print(f"bundle {bundle.name} at {bundle.path}")
+    return 0
+
+
+def _chain(options: argparse.Namespace, progress: Progress) -> int:
+    judged = ranker_runs.compare_rankers(
+        [Bundle.open(path) for path in options.bundles],
+        runs.read(_source(options), progress),
+        split=options.split,
+        ks=options.k,
+        progress=progress,
+    )
+    print(judged)
+    if options.json:
+        options.json.write_text(json.dumps(judged.to_json(), indent=2) + "\n")
     return 0
 
 
@@ -179,15 +218,15 @@ def _off_policy(options: argparse.Namespace, progress: Progress) -> int:
 
 
 def _list(_options: argparse.Namespace, _progress: Progress) -> int:
-    for name, family in families().items():
-        print(f"{name}\n  paper     {family.paper}\n  stage     {family.stage}\n  status    {family.status}")
-        defaults = ", ".join(f"{key}={value}" for key, value in asdict(family.Config()).items())
+    for name, maker in families().items():
+        print(f"{name}\n  paper     {maker.paper}\n  stage     {maker.stage}\n  status    {maker.status}")
+        defaults = ", ".join(f"{key}={value}" for key, value in asdict(maker.Config()).items())
         print(f"  defaults  {defaults}")
-        if family.stage == "generator":
-            coding = asdict(replace(SemanticIdConfig(), **family.semantic))
+        if maker.stage == "generator":
+            coding = asdict(replace(SemanticIdConfig(), **maker.semantic))
             print(f"  semantic  {', '.join(f'{key}={value}' for key, value in coding.items())}")
-        if family.recipe:
-            print(f"  recipe    {', '.join(f'{key}={value}' for key, value in family.recipe.items())}")
+        if maker.recipe:
+            print(f"  recipe    {', '.join(f'{key}={value}' for key, value in maker.recipe.items())}")
     return 0
 
 
@@ -269,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--target-recall", type=float, default=0.98, help="of an approximate index against exact")
     train.add_argument("--exact-below", type=int, default=EXACT_BELOW, help="items up to which search is exact")
     train.add_argument("--dense", type=Path, help="bundle of an encoder to fall back on, for a generator")
+    train.add_argument("--retriever", type=Path, help="bundle whose candidates are put in order, for a ranker")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", parents=[data], help="measure a bundle on a log")
@@ -289,6 +329,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path)
     compare.add_argument("--results", type=Path, help="append the table to this file, for example models/RESULTS.md")
     compare.set_defaults(run=_compare)
+
+    chained = commands.add_parser(
+        "chain", parents=[data], help="retrieval alone beside rankers over it, and where good items are lost"
+    )
+    chained.add_argument("--bundles", type=Path, nargs="+", required=True, help="of rankers over one retriever")
+    chained.add_argument("--k", type=_numbers, default=(10, 20), help="list lengths, 10,20 by default")
+    chained.add_argument("--json", type=Path, help="also write the figures there")
+    chained.set_defaults(run=_chain)
 
     cases = commands.add_parser(
         "cases", parents=[data], help="write test cases as JSON lines, to be replayed over HTTP"

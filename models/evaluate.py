@@ -26,6 +26,7 @@ from retrieval.sequences import PAD_ROW, BoolArray, FloatArray, History, IntArra
 BATCH = 64  # scores of ten thousand items then stay in a core's cache while they are ranked
 Seen = Literal["filtered", "kept"]
 OnProgress = Callable[[int, int], None]
+Contexts = Mapping[str, tuple[Mapping[str, str], Mapping[str, float]]]  # by user id: words and numbers
 
 
 class Scorer(Protocol):
@@ -205,6 +206,7 @@ def evaluate_served(
     seen: Seen = "filtered",
     seed: int = 0,
     threads: int = 1,
+    contexts: Contexts | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """The report of a bundle through the recommender that serves: index, beams, availability and fallbacks included.
@@ -213,11 +215,14 @@ def evaluate_served(
         bundle: what is judged.
         cases, ks, seen, seed, on_progress: as in `evaluate`.
         threads: cores that a batch may use.
+        contexts: what requests say of each user, for a ranker.
     """
     served = recommenders.load(bundle, threads=threads)
     how = f"{bundle.manifest.index.get('kind', 'exact')} index"
     if bundle.manifest.kind == "generative":
         how = f"{bundle.manifest.generation['beams']} beams"
+    if served.ranker is not None:
+        how += f", {served.ranker.settings.candidates} candidates ranked"
     return evaluate_lists(
         served.recommender,
         cases,
@@ -227,6 +232,7 @@ def evaluate_served(
         ks=ks,
         seen=seen,
         seed=seed,
+        contexts=contexts,
         on_progress=on_progress,
     )
 
@@ -241,6 +247,7 @@ def evaluate_lists(
     ks: Sequence[int] = (10, 20),
     seen: Seen = "filtered",
     seed: int = 0,
+    contexts: Contexts | None = None,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """The report of a recommender by the lists that it gives.
@@ -253,8 +260,10 @@ def evaluate_lists(
         name: how tables call it.
         how: where the lists come from, for the protocol.
         eligible: the rows that may be returned.
+        contexts: what requests say of each user, by user id: words and numbers.
     """
     _check(cases, ks)
+    known = contexts or {}
     nothing = np.zeros(0, np.int64)
     n_items, k = len(eligible.mask) - 1, max(ks)
     began = time.perf_counter()
@@ -263,10 +272,11 @@ def evaluate_lists(
     already = 0
     for start in range(0, len(cases), BATCH):
         histories = cases.histories(start, start + BATCH)
-        queries = [
-            Query(Request(history, at), k, eligible, history.rows if seen == "filtered" else nothing)
-            for history, at in zip(histories, cases.times[start : start + BATCH].tolist(), strict=True)
-        ]
+        queries = []
+        for case, history in enumerate(histories, start=start):
+            words, numbers = known.get(cases.source.user_ids[cases.users[case]], ({}, {}))
+            request = Request(history, float(cases.times[case]), numbers, words)
+            queries.append(Query(request, k, eligible, history.rows if seen == "filtered" else nothing))
         for case, (query, answer) in enumerate(zip(queries, recommender.recommend(queries), strict=True), start=start):
             already += int(cases.targets[case] in query.request.history.rows)
             place = np.flatnonzero(answer.rows == cases.targets[case])

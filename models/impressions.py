@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from models.errors import ImpressionsInvalid
-from models.evaluate import BATCH, OnProgress, Seen
+from models.evaluate import BATCH, Contexts, OnProgress, Seen
 from models.events import EventLog
 from models.histories import Histories
 from models.lists import Lists
@@ -31,8 +31,6 @@ from retrieval.two_stage import POPULAR
 IMPRESSION = "impression"  # the type of an event that says what was shown, and not what was done
 ATTRIBUTION_S = 3_600.0  # how long after an impression feedback without a list of its own still belongs to it
 _UNJUDGED = 0.5  # between no and yes while labels are put together
-
-Contexts = Mapping[str, tuple[Mapping[str, str], Mapping[str, float]]]
 
 
 def contexts(users: pl.DataFrame | None) -> Contexts:

@@ -24,13 +24,14 @@ from models.events import EventLog, read_log
 from models.export import EXACT_BELOW, export, git_commit
 from models.generation import judged
 from models.histories import Histories, catalog_from_log, event_type_vocabulary, with_popularity
+from models.impressions import contexts, feedback
 from models.intake import OnBadRow
 from models.progress import Progress
 from models.registry import configure, family
 from models.scoring import TorchScorer
 from models.semantic_ids import SemanticIdConfig, SemanticIds, assign
 from models.splits import Cases, Split, leave_one_out, temporal
-from retrieval.bundle import Bundle, refuse_taken
+from retrieval.bundle import RANKER, Bundle, refuse_taken
 from retrieval.catalog import Catalog
 from retrieval.errors import InvalidInput
 from retrieval.generative import GENERATED, HYBRID
@@ -118,8 +119,12 @@ class Prepared:
         }
 
 
-def read(source: Source, progress: Progress) -> EventLog:
-    """The event log, with what was read and left out said aloud."""
+def read(source: Source, progress: Progress, *, impressions: bool = False) -> EventLog:
+    """The event log, with what was read and left out said aloud.
+
+    Args:
+        impressions: whether what users were shown stays in it, beside what they did.
+    """
     log = read_log(
         source.layout,
         list(source.events) if len(source.events) > 1 else source.events[0],
@@ -129,7 +134,7 @@ def read(source: Source, progress: Progress) -> EventLog:
         on_progress=progress.rows,
     )
     progress.say(str(log.report))
-    return log
+    return log if impressions else feedback(log)
 
 
 def prepare(log: EventLog, *, split: SplitName = "loo") -> Prepared:
@@ -393,10 +398,11 @@ def judge_bundle(
 ) -> Report:
     """The quality of a bundle on a log: by its graph over the whole catalog, or through the recommender that serves."""
     cases = cases_for(bundle, log, split=split)
-    if bundle.manifest.kind == "generative" and negatives is not None:
-        raise InvalidInput("a generator writes items and scores no drawn negatives; leave out --negatives")
-    if served or bundle.manifest.kind == "generative":
-        return evaluate_served(bundle, cases, ks=ks, seen=seen, on_progress=progress.cases)
+    if _lists_alone(bundle) and negatives is not None:
+        raise InvalidInput("a generator or a ranker makes lists and scores no drawn negatives; leave out --negatives")
+    if served or _lists_alone(bundle):
+        known = contexts(log.users)
+        return evaluate_served(bundle, cases, ks=ks, seen=seen, contexts=known, on_progress=progress.cases)
     return evaluate(
         EncoderScorer.of(bundle),
         cases,
@@ -407,6 +413,11 @@ def judge_bundle(
         seed=seed,
         on_progress=progress.cases,
     )
+
+
+def _lists_alone(bundle: Bundle) -> bool:
+    """Whether a bundle answers with lists, and has no one graph that scores every item."""
+    return bundle.manifest.kind == "generative" or RANKER in bundle.manifest.graphs
 
 
 def compare(
@@ -447,10 +458,14 @@ def compare(
         if bundle.manifest.data["digest"] != prepared.log.digest:
             raise InvalidInput(f"bundle {bundle.name} was trained on other data than this log; train it again")
         remarks[bundle.path.name] = f"{bundle.manifest.metrics.get('training_minutes', '?')} min to train"
-        if bundle.manifest.kind == "generative":
-            listed = evaluate_served(bundle, prepared.test, ks=ks, on_progress=progress.cases)
+        if _lists_alone(bundle):
+            known = contexts(prepared.log.users)
+            listed = evaluate_served(bundle, prepared.test, ks=ks, contexts=known, on_progress=progress.cases)
             lists.append(replace(listed, name=bundle.path.name))
-            remarks[bundle.path.name] += f", {bundle.manifest.generation['beams']} beams"
+            if bundle.manifest.generation:
+                remarks[bundle.path.name] += f", {bundle.manifest.generation['beams']} beams"
+            if bundle.manifest.ranking:
+                remarks[bundle.path.name] += f", {bundle.manifest.ranking['candidates']} candidates ranked"
             continue
         scorer = EncoderScorer.of(bundle)
         scorer.name = bundle.path.name
