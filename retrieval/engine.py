@@ -143,7 +143,7 @@ def _ranker(bundle: Bundle, threads: int, device: str) -> OnnxRanker | None:
         for history in (History.of_rows([1]), EMPTY)
     ]
     try:
-        said = np.concatenate(ranker.rank(lists))
+        said = np.concatenate(ranker.uncalibrated().rank(lists))
     except Exception as error:  # onnxruntime raises a dozen undocumented classes here
         raise BundleForeign(f"{graph.file} does not run on these features ({error}); export it again") from error
     if not ((said >= 0) & (said <= 1)).all():

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import toy
+import toy_ranker
 
 from retrieval import bundle
-from retrieval.bundle import CATALOG, INDEX, ITEM_VECTORS, MANIFEST, WARMUP, Bundle, Graph, Manifest
+from retrieval.bundle import CATALOG, INDEX, ITEM_VECTORS, MANIFEST, STATISTICS, WARMUP, Bundle, Graph, Manifest
 from retrieval.catalog import Catalog
 from retrieval.errors import BundleError, BundleForeign, BundleMissing, BundleTampered, BundleTorn
 
@@ -115,6 +116,27 @@ def test_a_missing_index(copy: Path) -> None:
         Bundle.open(copy)
 
 
+@pytest.mark.parametrize("name", [STATISTICS, "ranker.onnx"])
+def test_a_ranker_without_what_it_needs(tmp_path: Path, name: str) -> None:
+    path = toy_ranker.write(tmp_path / "ranked")
+    edit(path, lambda raw: raw["files"].pop(name))
+    with pytest.raises(BundleTorn, match=f"lists no {name}"):
+        Bundle.open(path)
+    (path / name).unlink()
+    with pytest.raises(BundleTorn, match=f"lists no {name}"):
+        Bundle.open(path)
+
+
+def test_a_ranker_is_an_addition(toy_bundle: Path, tmp_path: Path) -> None:
+    ranked = Bundle.open(toy_ranker.write(tmp_path / "ranked"))
+    assert ranked.manifest.ranking == json.loads(json.dumps(toy_ranker.ranking().to_json()))
+    statistics = ranked.statistics
+    assert statistics is not None
+    assert statistics.rates.shape == (21, 2)
+    assert Bundle.open(toy_bundle).statistics is None
+    assert Bundle.open(toy_bundle).manifest.ranking == {}
+
+
 def test_a_manifest_without_its_graph(copy: Path) -> None:
     edit(copy, lambda raw: raw.update(graphs={}))
     with pytest.raises(BundleTorn, match="no graph"):
@@ -145,6 +167,7 @@ def test_a_manifest_that_lacks_a_field(copy: Path, field: str) -> None:
         {"files": None},
         {"index": "exact"},
         {"generation": ["beams"]},
+        {"ranking": ["click"]},
         {"index": None},
         {"graphs": ["encoder.onnx"]},
         {"graphs": {"encoder": {"file": "encoder.onnx"}}},

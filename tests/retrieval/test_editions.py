@@ -1,17 +1,20 @@
 """A catalog that moves: what is new is found, what is gone is not, and who began on an edition ends on it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import toy
+import toy_ranker
 from toy_generative import UNCODED, codes, describer, texts, toy_generative
 
 from retrieval.bundle import Bundle
 from retrieval.editions import NewItem, with_items, without_items
 from retrieval.errors import InvalidInput, UnknownItem
 from retrieval.faiss_index import FaissIndex
+from retrieval.features import Candidates, Category, Number, build
 from retrieval.filters import NO_FILTER, Filter
 from retrieval.index import GrownIndex
 from retrieval.inputs import Request
@@ -136,6 +139,53 @@ def test_new_vectors_stand_beside_an_approximate_index(generating: Served, times
     assert isinstance(served.index, GrownIndex)
     assert served.index.base is index
     assert len(recommended(served, [UNCODED], 3 * times, NEW_ONLY)) == times
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """The toy with a ranker, loaded, with fields of codes."""
+    categories = (Category("id", toy.N, slots=3), Category("attribute:categories", 3, slots=2, width=2))
+    numbers = (*toy_ranker.ranking().features.candidate_numbers[:2], Number("attribute:price", scale=toy.N))
+    features = replace(toy_ranker.ranking().features, candidate_codes=categories, candidate_numbers=numbers)
+    path = tmp_path_factory.mktemp("ranked") / "ranked"
+    return load(Bundle.open(toy_ranker.write(path, ranking={"features": features, "candidates": 50})))
+
+
+class TestRanked:
+    """A ranker over a catalog that moves."""
+
+    def test_a_new_item_has_hashed_codes_and_absent_numbers_in_the_next_edition(self, ranking: Served) -> None:
+        after = with_items(ranking, [NewItem("new", {"categories": ["red", "green"]})])
+        assert ranking.ranker is not None
+        assert after.ranker is not None
+        one = Candidates(Request(EMPTY), np.array([21, 3]), np.array([0.5, np.nan], np.float32))
+        made = build(after.ranker.tables, [one], ["candidate_codes", "candidate_numbers"])
+        new, old = made["candidate_codes"][0].tolist()
+        assert 1 <= new[0] <= 3 < old[0]
+        red, green = new[1:]
+        assert (red, old[1]) == (5, 5)  # all, blue, red, behind two slots
+        assert 1 <= green <= 2
+        np.testing.assert_array_equal(made["candidate_numbers"][0, 0], np.array([0.5, 0, np.nan], np.float32))
+        assert len(ranking.ranker.tables.codes) == 21
+
+    def test_the_ranker_of_the_next_edition_ranks_it(self, ranking: Served) -> None:
+        after = with_items(ranking, [NewItem("hit", {"price": 400.0}, popularity=400.0)])
+        answer = recommended(after, [3], 3)
+        assert (ids(after, answer)[0], answer.ranked) == ("hit", 19)
+        clicked = 1 / (1 + np.exp(1 - 8))  # a score of 0, because it has no vector; numbers end at 8
+        assert answer.tasks is not None
+        assert answer.tasks[0].tolist() == pytest.approx([clicked, 1], abs=1e-5)
+        assert 21 not in recommended(ranking, [3], 50).rows
+
+    def test_other_attributes_are_other_features_and_the_old_edition_keeps_its_own(self, ranking: Served) -> None:
+        asked = recommended(ranking, [3], 50)
+        after = with_items(ranking, [NewItem("i05", {"price": 20.0})])
+        row = after.catalog.row("i05")
+        assert after.ranker is not None
+        now = recommended(after, [3], 50)
+        place, then = now.rows.tolist().index(row), asked.rows.tolist().index(row)
+        assert now.tasks[place, 1] > asked.tasks[then, 1]
+        assert recommended(ranking, [3], 50).tasks.tobytes() == asked.tasks.tobytes()
 
 
 # --- changed and gone ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,23 @@ import numpy as np
 import onnx
 import pytest
 import toy_generative
-from onnx import numpy_helper
+import toy_ranker
+from onnx import helper, numpy_helper
 from toy_generative import VOCABULARY, D, codes
 
 from retrieval import bundle
 from retrieval.bundle import Bundle, Graph
+from retrieval.calibration import Platt
 from retrieval.codes import CodeTable
 from retrieval.decoder import OnnxDecoder, ParallelDecoder
 from retrieval.describer import Describer
 from retrieval.engine import Engine, tables
 from retrieval.errors import BundleForeign, BundleTorn
+from retrieval.features import Candidates, FeatureSet, Number
+from retrieval.inputs import Request
+from retrieval.ranking import OnnxRanker
+from retrieval.sequences import EMPTY
+from retrieval.statistics import Statistics
 
 
 @pytest.fixture
@@ -136,3 +144,130 @@ def test_half_a_generator_is_no_bundle(changed: Callable[..., Bundle], missing: 
 def test_a_generator_needs_its_codes(changed: Callable[..., Bundle], name: str) -> None:
     with pytest.raises(BundleTorn, match=f"lists no {name}, which a bundle of kind 'generative' needs"):
         changed(lambda path: (path / name).unlink())
+
+
+# --- rankers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reranked(tmp_path: Path) -> Callable[..., Bundle]:
+    """The toy bundle with a ranker after `change(directory)`, sealed again with some manifest fields replaced."""
+
+    def change(alter: Callable[[Path], object] = lambda _: None, **fields: Any) -> Bundle:
+        path = toy_ranker.write(tmp_path / "ranked")
+        manifest = Bundle.open(path).manifest
+        alter(path)
+        (path / bundle.MANIFEST).unlink()
+        bundle.seal(path, replace(manifest, **fields))
+        return Bundle.open(path)
+
+    return change
+
+
+def saying(path: Path, *outputs: float) -> None:
+    """Makes the toy's ranker say such numbers of the items of its lists, in turn, whatever they are."""
+    model = onnx.load(path / "ranker.onnx")
+    added = numpy_helper.from_array(np.array(outputs, np.float32), "said")
+    model.graph.node[-1].output[0] = "unread"
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["unread", "zero"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "said"], ["probabilities"]),
+        ]
+    )
+    model.graph.initializer.append(added)
+    onnx.save(model, path / "ranker.onnx")
+
+
+@pytest.mark.parametrize("base", [toy_generative.toy_generative, None])
+def test_a_bundle_of_any_kind_may_have_a_ranker(tmp_path: Path, base: Any) -> None:
+    opened = Bundle.open(toy_ranker.write(tmp_path / "ranked", **({} if base is None else {"base": base})))
+    ranker = Engine.load(opened).ranker
+    assert isinstance(ranker, OnnxRanker)
+    assert ranker.settings.tasks == toy_ranker.TASKS
+    one = Candidates(Request(EMPTY), np.array([3, 20]), np.array([0.5, np.nan], np.float32))
+    np.testing.assert_allclose(ranker.rank([one])[0], toy_ranker.probabilities([3, 20], [0.5, np.nan]), rtol=1e-5)
+
+
+def test_a_ranking_without_a_ranker_stays_unread(toy_bundle: Path, reranked: Callable[..., Bundle]) -> None:
+    assert Engine.load(Bundle.open(toy_bundle)).ranker is None
+    graphs = Bundle.open(toy_bundle).manifest.graphs
+    assert Engine.load(reranked(graphs=graphs, ranking={"goals": "none"})).ranker is None
+
+
+def test_a_ranking_that_is_torn_is_refused(reranked: Callable[..., Bundle]) -> None:
+    with pytest.raises(BundleTorn, match="ranking cannot be read"):
+        Engine.load(reranked(ranking={}))
+
+
+def test_statistics_of_another_catalog_are_refused(reranked: Callable[..., Bundle]) -> None:
+    own = toy_ranker.statistics()
+    longer = Statistics(own.pairs, own.weights, np.zeros((22, 2), np.float32), np.zeros(22, np.float32))
+    with pytest.raises(BundleTorn, match=r"statistics.npz has 21 rows, the catalog 20 items"):
+        Engine.load(reranked(lambda path: longer.save(path / bundle.STATISTICS)))
+
+
+def test_statistics_of_other_tasks_are_refused(reranked: Callable[..., Bundle]) -> None:
+    own = toy_ranker.statistics()
+    more = Statistics(own.pairs, own.weights, np.zeros((21, 3), np.float32), own.values)
+    with pytest.raises(BundleForeign, match="rows and 3 tasks, do not fit"):
+        Engine.load(reranked(lambda path: more.save(path / bundle.STATISTICS)))
+
+
+def test_statistics_that_are_cut_are_refused(reranked: Callable[..., Bundle]) -> None:
+    with pytest.raises(BundleTorn, match=r"statistics.npz cannot be read"):
+        Engine.load(reranked(lambda path: (path / bundle.STATISTICS).write_bytes(b"PK")))
+
+
+@pytest.mark.parametrize("source", ["mood", "attribute:colour", "affinity:price", "retrieval:place"])
+def test_a_feature_that_cannot_be_computed_is_refused(reranked: Callable[..., Bundle], source: str) -> None:
+    numbers = (Number("retrieval:score"), Number("popularity"), Number(source))
+    features = FeatureSet(toy_ranker.ranking().features.tasks, candidate_numbers=numbers)
+    with pytest.raises(BundleForeign, match=source.split(":")[-1]):
+        Engine.load(reranked(ranking=toy_ranker.ranking(features=features).to_json()))
+
+
+def test_a_ranker_of_other_inputs_is_refused(reranked: Callable[..., Bundle]) -> None:
+    opened = reranked()
+    graphs = {**opened.manifest.graphs, bundle.RANKER: Graph("ranker.onnx", ("candidate_codes",), "")}
+    with pytest.raises(BundleForeign, match=r"declares inputs \['candidate_codes'\], ranker.onnx has"):
+        Engine.load(replace(opened, manifest=replace(opened.manifest, graphs=graphs)))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_ranker_of_other_features_is_refused(reranked: Callable[..., Bundle], count: int) -> None:
+    numbers = (Number("retrieval:score"),) * count
+    features = FeatureSet(toy_ranker.ranking().features.tasks, candidate_numbers=numbers)
+    with pytest.raises(BundleForeign, match=r"ranker\.onnx does not run on these features"):
+        Engine.load(reranked(ranking=toy_ranker.ranking(features=features).to_json()))
+
+
+def test_a_ranker_of_other_tasks_is_refused(reranked: Callable[..., Bundle]) -> None:
+    def fewer(path: Path) -> None:
+        own = toy_ranker.statistics()
+        Statistics(own.pairs, own.weights, own.rates[:, :1], own.values).save(path / bundle.STATISTICS)
+
+    features = replace(toy_ranker.ranking().features, tasks=toy_ranker.ranking().features.tasks[:1])
+    with pytest.raises(BundleForeign, match="2 lists of up to 1 and 1 tasks"):
+        Engine.load(reranked(fewer, ranking=toy_ranker.ranking(features=features, goals={"click": 1.0}).to_json()))
+
+
+@pytest.mark.parametrize("said", [(0.5, 1.5), (-0.1, 0.5), (0.5, np.nan), (np.inf, 0.5)])
+def test_a_ranker_whose_numbers_are_no_probabilities_is_refused(
+    reranked: Callable[..., Bundle], said: tuple[float, float]
+) -> None:
+    with pytest.raises(BundleForeign, match="which are no probabilities"):
+        Engine.load(reranked(lambda path: saying(path, *said)))
+
+
+def test_calibration_does_not_hide_what_a_ranker_says(reranked: Callable[..., Bundle]) -> None:
+    fitted = toy_ranker.ranking(calibration={name: Platt() for name in toy_ranker.TASKS})
+    with pytest.raises(BundleForeign, match="which are no probabilities"):
+        Engine.load(reranked(lambda path: saying(path, 0.5, 3.0), ranking=fitted.to_json()))
+
+
+def test_a_ranker_may_be_certain(reranked: Callable[..., Bundle]) -> None:
+    ranker = Engine.load(reranked(lambda path: saying(path, 0.0, 1.0))).ranker
+    assert ranker is not None
+    one = Candidates(Request(EMPTY), np.array([4]), np.zeros(1, np.float32))
+    assert ranker.rank([one])[0].tolist() == [[0.0, 1.0]]
