@@ -243,9 +243,17 @@ def judge(
     return Chain(lines, longest, ks[0])
 
 
-def tasks_table(ranker: OnnxRanker, lists: Lists) -> str:
-    """The figures of each task over lists with labels, as a Markdown table."""
+def tasks_table(ranker: OnnxRanker, lists: Lists, places: FloatArray | None = None) -> str:
+    """The figures of each task over lists with labels, as a Markdown table.
+
+    Args:
+        places: float32, shape (P + 1, T): what a place on the page adds to a logit. Without them lists that were shown
+            are judged as if every candidate had stood first.
+    """
     raw = ranked(ranker.uncalibrated(), lists)
+    if places is not None:
+        at = places[lists.positions.clip(0, len(places) - 1)]
+        raw = [calibration.shifted(own, at[lists.span(r)]) for r, own in enumerate(raw)]
     said = [ranker.settings.calibrated(own) for own in raw]
     return "\n".join(_table(TASK_HEAD, [one.cells for one in _tasks(ranker.settings.tasks, lists, raw, said)]))
 

@@ -231,6 +231,8 @@ def train_ranker(
     maps, calibrated = calibration_of(model, fitted, validation, lists.tasks) if settings.calibrate else ({}, {})
     ranking = Ranking(features, goals, settings.candidates, maps)
     facts: dict[str, Any] = {"fit": dict(fitted.facts), "lists": len(train), "calibration": calibrated}
+    if len(fitted.places) > 2:
+        facts["places"] = np.round(fitted.places, 4).tolist()
     progress.say("measuring")
     asked = source.lists(source.split.test, wanted, settings, progress)
     with_options = {**asdict(config), **asdict(settings), **asdict(how)}

@@ -82,6 +82,15 @@ def test_figures_of_a_task():
     assert "click" in tasks_table(Backwards(), lists())
 
 
+def test_a_place_is_allowed_for_where_lists_were_shown():
+    shown = lists()
+    shown.positions[:] = np.tile([1, 2, 3], 3)
+    # Places 2 and 3 so bad that nothing is expected there: the first place alone keeps its candidate above the others.
+    places = np.array([[0.0], [0.0], [-9.0], [-9.0]], dtype=np.float32)
+    assert tasks_table(Backwards(), shown, places) != tasks_table(Backwards(), shown)
+    assert "| 0.7500" in tasks_table(Backwards(), shown, places)
+
+
 def test_a_task_with_one_outcome_has_no_figures():
     without = lists()
     without.labels[:] = 0
