@@ -9,6 +9,7 @@ from loadtests.target import LoadError
 VERBS = {
     "stages": ("stages", "what each stage of a request costs, above the floor; and beside a plain endpoint"),
     "beams": ("beams", "what constrained beam search costs beside the model, and how often its lists are exact"),
+    "rankings": ("rankings", "what the ranking stage costs: its parts, by candidates, and one ranker beside another"),
     "generators": ("generators", "a generator behind the service on one core, beside the dense encoder"),
     "open-loop": ("open_loop", "latency at an offered rate, counted from when each request was due"),
     "replay": ("replay", "held-out users over HTTP: quality and latency of the answers that are served"),

@@ -38,6 +38,7 @@ from retrieval.index import CandidateIndex, ExactIndex, Found, choose_index
 from retrieval.inputs import Request, Tables
 from retrieval.recommenders import ITEM_TABLE, Answer, Composed, Dense, Query, Served, Stage, load
 from retrieval.sequences import FloatArray, History, IntArray
+from retrieval.two_stage import TwoStage
 from service import settings
 from service.app import create_app
 from service.batching import MicroBatcher
@@ -114,11 +115,18 @@ class Whole:
             threads=threads,
         )
 
-    def served(self, *, encodes: bool, retrieves: bool) -> Served:
-        """The bundle with its own encoder and index, or with ones that do nothing."""
+    @property
+    def ranks(self) -> bool:
+        """Whether the bundle has a ranker."""
+        return self._served.ranker is not None
+
+    def served(self, *, encodes: bool, retrieves: bool, ranks: bool = False) -> Served:
+        """The bundle with its own encoder and index, or with ones that do nothing; with its ranker, or without."""
         encoder = self.encoder if encodes else NoEncoder(self._served.bundle.item_vectors.shape[1])
         index: CandidateIndex = self._served.index if retrieves else NoIndex(self._served.index.vectors)
-        return replace(self._served, recommender=Composed(Dense(encoder, index), self._served.popular), index=index)
+        found, real = Composed(Dense(encoder, index), self._served.popular), self._served.recommender
+        recommender = TwoStage(found, real.ranker if ranks else None, real.arranger)
+        return replace(self._served, recommender=recommender, index=index)
 
     @asynccontextmanager
     async def serving(self, store_url: str, served: Served) -> AsyncIterator[Call]:
@@ -228,8 +236,13 @@ async def requests(whole: Whole, effort: Effort, *, redis: str | None, folder: P
         "request, + encode": ("memory://", whole.served(encodes=True, retrieves=False)),
         "request, + retrieve": ("memory://", whole.served(encodes=False, retrieves=True)),
         "request, + store sqlite": (f"sqlite:///{folder}/floor.sqlite", nothing),
-        "request, all real, sqlite": (f"sqlite:///{folder}/real.sqlite", whole.served(encodes=True, retrieves=True)),
+        "request, all real, sqlite": (
+            f"sqlite:///{folder}/real.sqlite",
+            whole.served(encodes=True, retrieves=True, ranks=whole.ranks),
+        ),
     }
+    if whole.ranks:
+        variants["request, + rank"] = ("memory://", whole.served(encodes=False, retrieves=False, ranks=True))
     if redis:
         variants["request, + store redis"] = (redis, nothing)
     async with AsyncExitStack() as up:
@@ -374,6 +387,8 @@ def measure(
             return figures, [*notes, "the comparison with a plain endpoint was left out (--no-http)"]
         if bundle.manifest.graphs["encoder"].inputs != ("item_rows",):
             return figures, [*notes, "no comparison: the graph reads more than item ids, which a plain endpoint lacks"]
+        if whole.ranks:
+            return figures, [*notes, "no comparison: the bundle ranks, which a plain endpoint does not"]
         items = folder / "items.json"
         catalog = bundle.catalog
         items.write_text(json.dumps({"ids": catalog.ids, "available": catalog.available.tolist()}))

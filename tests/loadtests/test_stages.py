@@ -5,6 +5,7 @@ import json
 
 import pytest
 import redis
+import toy_ranker
 from redis_server import RedisServer
 
 from loadtests import stages
@@ -39,6 +40,18 @@ def test_one_real_part_costs_more_than_none(toy_bundle):
     assert nothing.index.name == "none"
     assert real.index.name == "exact"
     assert len(whole.history) == len(set(whole.history)) == 10
+
+
+@pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of faiss's own types, at its import
+def test_a_ranker_is_a_part_of_its_own_and_of_everything_real(tmp_path, capsys):
+    path = toy_ranker.write(tmp_path / "ranked")
+    assert stages.main(["--bundle", str(path), "--quick", "--repeats", "2", "--k", "5"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "above_floor_ms" in document["results"]["request, + rank"]
+    assert any("the bundle ranks" in note for note in document["notes"]), "a plain endpoint does not"
+    whole = stages.Whole(Bundle.open(path), threads=1, k=5, history=10)
+    assert whole.served(encodes=False, retrieves=False).recommender.ranker is None, "the floor ranks nothing"
+    assert whole.served(encodes=True, retrieves=True, ranks=True).recommender.ranker is not None
 
 
 def test_a_slow_call_is_made_less_often():
