@@ -30,6 +30,7 @@ from models.train import Interruption
 from retrieval.sequences import FloatArray
 
 LAST_POSITION = 500  # places further down count as this one
+PLACES_RATE = 0.05  # learning rate of what places add: they must be there before the model has learnt to do without
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
     places = torch.nn.Parameter(torch.zeros(last + 1, tasks))
     groups: list[dict[str, Any]] = [
         {"params": list(model.parameters()), "weight_decay": how.decay},
-        {"params": [places]},
+        {"params": [places], "lr": max(how.learning_rate, PLACES_RATE)},
     ]
     optimiser = torch.optim.Adam(groups, lr=how.learning_rate)
     best, best_epoch, kept = -math.inf, 0, None
@@ -158,6 +159,14 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
         added[2:] = kept[1].numpy()[2:]
     model.eval()
     return Fitted({"epochs_run": epoch, "best_epoch": best_epoch, "seconds": round(time.monotonic() - began, 1)}, added)
+
+
+def log_odds(labels: FloatArray) -> FloatArray:
+    """float32, shape (T,): of each task's share among known labels (R, C, T), where a network's last bias may start."""
+    known = (~np.isnan(labels)).sum(axis=(0, 1))
+    # As if one success and one failure had been seen beside: finite for a task that never or always happens.
+    share = (np.nansum(labels, axis=(0, 1)) + 1) / (known + 2)
+    return np.log(share / (1 - share)).astype(np.float32)
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, listwise: float) -> torch.Tensor:
