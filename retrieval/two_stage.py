@@ -23,7 +23,8 @@ class TwoStage:
 
     Only the first `Query.rankable` candidates are ranked; those behind them keep their places. Where nothing retrieves
     (a history of which nothing is known) what is popular is not ranked either: the ranker never saw such lists. A
-    ranker that fails leaves all of a batch in the order in which they were found, and the answers carry its error.
+    ranker that fails leaves the lists that it was given in the order in which they were found, and those answers carry
+    its error; where its numbers for a list are none, that list alone.
 
     A caller with a clock may walk the three steps of `recommend` by itself: `find`, `order`, `arrange`.
 
@@ -66,10 +67,7 @@ class TwoStage:
 
     def order(self, queries: Sequence[Query], found: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
         """The candidates in the order of the ranker, if there is one."""
-        if self.ranker is None:
-            return found
-        with stage(RANK):
-            return _ranked(self.ranker, queries, found)
+        return found if self.ranker is None else order(self.ranker, queries, found, stage)
 
     def arrange(self, queries: Sequence[Query], answers: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
         """Of the candidates those that are shown."""
@@ -100,34 +98,36 @@ class Given:
     rankable: Callable[[], int] = all_of_them
 
 
-def rank(
-    retriever: Retriever, ranker: Ranker | None, given: Sequence[Given], source: str, stage: Stage = NO_STAGES
-) -> list[Answer]:
-    """Given items in order: by a retriever, then, where there is one, by a ranker.
+def score(retriever: Retriever, given: Sequence[Given], source: str) -> list[Answer]:
+    """Given items in the order of a retriever.
 
     Args:
         retriever: reads each of the requests.
-        ranker: None leaves the order of the retriever.
         given: B lists.
         source: what to call the retriever.
-        stage: times it.
 
     Returns:
-        B answers of the rows that are not PAD_ROW. Scores are -inf where nothing is known to go by: the retriever has
-        no score for the item, and it was not ranked. They are NaN, and nothing is ranked, where the retriever made no
-        number of the request.
+        B answers of the rows that are not PAD_ROW. Scores are -inf where the retriever has none for an item, and NaN
+        where it made no number of the request.
 
     Raises:
         EmptyHistory: a request that the retriever cannot read.
     """
+    answers = []
+    every = retriever.rank([one.request for one in given], [one.rows for one in given])
+    for one, scores in zip(given, every, strict=True):
+        places = np.flatnonzero(one.rows != PAD_ROW)
+        places = places[np.argsort(-scores[places], kind="stable")]
+        answers.append(Answer.of(one.rows[places], scores[places], source))
+    return answers
+
+
+def order(
+    ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answer], stage: Stage = NO_STAGES
+) -> list[Answer]:
+    """What was found for some queries or lists in the order of a ranker; see `TwoStage`."""
     with stage(RANK):
-        every = retriever.rank([one.request for one in given], [one.rows for one in given])
-        found = []
-        for one, scores in zip(given, every, strict=True):
-            places = np.flatnonzero(one.rows != PAD_ROW)
-            places = places[np.argsort(-scores[places], kind="stable")]
-            found.append(Answer.of(one.rows[places], scores[places], source))
-        return found if ranker is None else _ranked(ranker, given, found)
+        return _ranked(ranker, asked, found)
 
 
 def _ranked(ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answer]) -> list[Answer]:
@@ -145,7 +145,9 @@ def _ranked(ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answ
     try:
         said = ranker.rank(list(lists.values())) if lists else []
     except Exception as error:  # whatever it is, a list in the order found is better than none
-        return [replace(answer, ranked=0, ranker_error=error) for answer in found]
+        for b in lists:
+            answers[b] = replace(found[b], ranked=0, ranker_error=error)
+        return answers
     settings = ranker.settings
     for b, probabilities in zip(lists, said, strict=True):
         if np.isfinite(probabilities).all():
@@ -163,10 +165,11 @@ def _ordered(answer: Answer, probabilities: FloatArray, weights: FloatArray) -> 
     scores = np.vecdot(probabilities, weights)
     tasks = np.full((len(answer), len(weights)), np.nan, dtype=np.float32)
     tasks[:reach] = probabilities
-    # Scores must fall along the list: what was not ranked goes on below what was, by as little as it fell before.
-    rest = answer.scores[reach:]
+    # Scores must not rise along the list: what was not ranked goes on below what was, falling by as much as it fell
+    # before, and not at all where another source with a scale of its own begins.
+    rest = np.minimum.accumulate(answer.scores[reach:])
     if len(rest) and np.isfinite(rest[0]):
-        rest = rest - rest[0] + scores.min() - 1e-6
+        rest = scores.min() - 1e-6 + (rest - rest[0])
     every = np.concatenate([scores, rest]).astype(np.float32)
     places = np.concatenate([np.argsort(-scores, kind="stable"), np.arange(reach, len(answer))])
     return replace(answer, scores=every, tasks=tasks).taken(places)
