@@ -33,20 +33,41 @@ class Step(TypedDict):
 
 
 class Explanation(TypedDict):
-    """How a generated item came about: the model wrote these codes, one after the other."""
+    """How an item came about."""
 
-    path: list[Step]
+    path: NotRequired[
+        Annotated[list[Step], Field(description="Of a generated item: the model wrote these codes, one by one.")]
+    ]
+    tasks: NotRequired[
+        Annotated[dict[str, float], Field(description="Of a ranked item: the probability of each task.")]
+    ]
+
+
+class Ranking(TypedDict):
+    """How the ranker put a list in order."""
+
+    formula: Annotated[str, Field(description="What a score is: `1 * click + 0.5 * like`.")]
+    goals: dict[str, float]
+    ranked: Annotated[int, Field(description="How many candidates the list was chosen from; 0: none was ranked.")]
 
 
 class RecommendedItem(TypedDict):
-    """One recommendation. Scores compare within one source."""
+    """One recommendation. Scores compare within one source, those of ranked items with each other."""
 
     item_id: str
     score: float
     rank: int
-    source: Annotated[str, Field(description="`generated`, `retrieval`, `popular` or `similar`.")]
+    source: Annotated[str, Field(description="What found it: `generated`, `retrieval`, `popular` or `similar`.")]
+    reason: NotRequired[
+        Annotated[
+            Literal["pinned", "promoted", "filled"],
+            Field(description="The rule that put it here; `filled`: from outside the candidates, to keep to a cap."),
+        ]
+    ]
     attributes: NotRequired[dict[str, Any]]
-    explanation: NotRequired[Annotated[Explanation, Field(description="Of generated items, where asked for.")]]
+    explanation: NotRequired[
+        Annotated[Explanation, Field(description="Of generated and of ranked items, where asked for.")]
+    ]
 
 
 class ServedModel(TypedDict):
@@ -75,6 +96,13 @@ class RecommendationAnswer(TypedDict):
             ),
         ]
     ]
+    ranking: NotRequired[Annotated[Ranking, Field(description="Where the bundle ranks, and asked for by `explain`.")]]
+    unmet: NotRequired[
+        Annotated[
+            list[str],
+            Field(description="What the placement wanted and could not have, in words. Absent where all is met."),
+        ]
+    ]
     timings_ms: dict[str, float]
 
 
@@ -87,16 +115,18 @@ class RankedItem(TypedDict):
     known: Annotated[
         bool, Field(description="false: not in the catalog, or the model has nothing to score it by; those come last.")
     ]
+    explanation: NotRequired[Annotated[Explanation, Field(description="Of ranked items, where asked for.")]]
 
 
 class RankingAnswer(TypedDict):
     """The caller's candidates, best first, then those that could not be scored in the order given."""
 
     items: list[RankedItem]
-    source: Annotated[str, Field(description="What scored them: `generated`, `retrieval` or `popular`.")]
+    source: Annotated[str, Field(description="What scored them: `ranked`, `generated`, `retrieval` or `popular`.")]
     model: ServedModel
     degraded: bool
     degraded_reasons: list[str]
+    ranking: NotRequired[Annotated[Ranking, Field(description="Where the bundle ranks, and asked for by `explain`.")]]
     timings_ms: dict[str, float]
 
 
@@ -138,6 +168,15 @@ class HistoryAnswer(TypedDict):
     events: list[HistoryItem]
 
 
+class ModelRanking(TypedDict):
+    """How lists are ranked."""
+
+    tasks: Annotated[list[str], Field(description="What is predicted of each candidate; goals weigh these.")]
+    goals: Annotated[dict[str, float], Field(description="Weights, where a placement has none.")]
+    candidates: Annotated[int, Field(description="How many are found and ranked, unless a list is longer.")]
+    calibration: Annotated[dict[str, str], Field(description="`platt` or `isotonic`, by task.")]
+
+
 class ModelAnswer(TypedDict):
     """What is being served."""
 
@@ -152,6 +191,7 @@ class ModelAnswer(TypedDict):
     catalog_items: int
     edition: Annotated[int, Field(description="Of the catalogue, in the process that answers; 0 as it was trained.")]
     generation: Annotated[Mapping[str, Any], Field(description="How items are generated; empty where none are.")]
+    ranking: NotRequired[Annotated[ModelRanking, Field(description="Absent where the bundle has no ranker.")]]
     window: int
     event_types: list[str]
     exclude_seen: bool

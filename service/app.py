@@ -17,6 +17,7 @@ from service import __version__, documentation, logs, settings
 from service.errors import of_http, of_validation
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate
+from service.placements import Placements
 from service.routes import STATIC, api, pages, probes
 from service.schemas import MAX_BODY_BYTES
 from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
@@ -42,18 +43,19 @@ def create_app(
         now: seconds since 1970.
 
     Raises:
-        ConfigurationError: the settings, the store's URL or the API keys are no good.
+        ConfigurationError: the settings, the store's URL, the API keys or the placements are no good.
     """
     if given is None:
         given = settings.read()
         logs.configure(level=given.log_level, form=given.log_format)
     chosen = given
     keys = open_keys(chosen)
+    placements = Placements.read(chosen.placements)
     sessions = store or _open_store(chosen, now)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving(chosen, store=sessions, served=served, clock=clock, now=now) as state:
+        async with serving(chosen, store=sessions, served=served, placements=placements, clock=clock, now=now) as state:
             app.state.shell = state
             yield
             app.state.shell = None

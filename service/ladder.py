@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-InTime = Callable[[], bool]
+TimeLeft = Callable[[], float]  # seconds; none or less where the time is over
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Rung(Generic[Q, A]):
 async def climb_down(
     call: Call,
     rungs: Sequence[Rung[Q, A]],
-    question: Callable[[InTime], Q],
+    question: Callable[[TimeLeft], Q],
     *,
     until: float,
     clock: Callable[[], float],
@@ -85,7 +85,7 @@ async def climb_down(
     Args:
         call: hears what went wrong.
         rungs: at least one, the best first.
-        question: what to ask; given whether there is still time, for those who work in steps.
+        question: what to ask; given how much of its time is left, for those who work in steps.
         until: on the clock; what comes later is of no use.
         clock: seconds from some fixed moment.
 
@@ -96,7 +96,7 @@ async def climb_down(
         now = clock()
         deadline = now + rung.share * (until - now)
         try:
-            asked = question(lambda deadline=deadline: clock() < deadline)  # type: ignore[misc]
+            asked = question(lambda deadline=deadline: deadline - clock())  # type: ignore[misc]
             batched = await rung.batcher.submit(asked, rung.run, deadline=deadline)
         except DeadlineExceeded as error:
             metrics.DEADLINE_EXCEEDED.labels(error.stage).inc()

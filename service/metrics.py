@@ -44,7 +44,20 @@ REQUEST_BUCKETS = (*geometric(0.1 / 1.4**16, 0.5, 1.4), 1.0, 2.5, 5.0, 10.0)
 STAGE_BUCKETS = (*geometric(0.00005, 0.5, 1.5), 1.0, 2.5)
 COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-STAGES = ("state", "queue", "prefill", "decode", "beam", "encode", "retrieve", "merge", "filter", "rank", "respond")
+STAGES = (
+    "state",
+    "queue",
+    "prefill",
+    "decode",
+    "beam",
+    "encode",
+    "retrieve",
+    "merge",
+    "filter",
+    "rank",
+    "arrange",
+    "respond",
+)
 DEGRADED_REASONS = (
     "store_unavailable",
     "no_history",
@@ -52,7 +65,11 @@ DEGRADED_REASONS = (
     "generator_failed",
     "deadline",
     "encoder_failed",
+    "ranker_short",
+    "ranker_late",
+    "ranker_failed",
 )
+RANKINGS = ("full", "short", "late", "failed")
 POOLS = ("generator", "encoder")
 SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
@@ -138,6 +155,12 @@ GENERATED_LISTS = Counter(
     ["exact"],
     registry=REGISTRY,
 )
+RANKED_LISTS = Counter(
+    "sequitur_ranked_lists",
+    "Lists that came to the ranker: ranked in full, in part for want of time, not at all for want of time, or failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 EDITION = Gauge(
     "sequitur_edition",
     "How often the catalogue has changed since its bundle was loaded.",
@@ -157,6 +180,7 @@ for _metric, _values in (
     (STORE_ERRORS, STORE_OPERATIONS),
     (SWAPS, ("ok", "failed")),
     (ATTRIBUTED_CLICKS, ("default",)),
+    (RANKED_LISTS, RANKINGS),
     (GENERATED_LISTS, ("true", "false")),
     (QUEUE_DEPTH, POOLS),
 ):

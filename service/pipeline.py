@@ -8,60 +8,41 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from retrieval.filters import Filter
 from retrieval.inputs import Request
-from retrieval.recommenders import Answer, Query, Retriever, Served, Stage
-from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, IntArray
+from retrieval.ranking import Ranker
+from retrieval.recommenders import Answer, Query, Retriever, Served
+from retrieval.sequences import EMPTY, PAD_ROW, IntArray
+from retrieval.two_stage import Given
 from service import metrics
-from service.answers import RankedItem, RankingAnswer, RecommendationAnswer, RecommendedItem, ServedModel, SimilarAnswer
+from service.answers import (
+    Explanation,
+    RankedItem,
+    Ranking,
+    RankingAnswer,
+    RecommendationAnswer,
+    RecommendedItem,
+    ServedModel,
+    SimilarAnswer,
+)
 from service.batching import MicroBatcher, Run
 from service.errors import DeadlineExceeded
-from service.ladder import Call, InTime, Rung, climb_down
+from service.ladder import Call, Rung, TimeLeft, climb_down
+from service.pace import Pace
 from service.permits import Permits
+from service.placements import Placements, Wanted
 from service.questions import VARIANT, Questions, filter_of, joined, request_of, rows_of
+from service.runs import FULL, GENERATED, RETRIEVED, Asked, Listed, Listing, Scoring
 from service.schemas import RankingRequest, RecommendationRequest
 from service.settings import GENERATIVE_SHARE, RESERVE_SHARE
 from service.timing import Timings
 
-Q = TypeVar("Q")
-A = TypeVar("A")
-GENERATED = "generated"
-RETRIEVED = "retrieval"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Rows to be put in order for a request; PAD_ROW stands for unknown items."""
-
-    request: Request
-    rows: IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What candidates are worth, -inf where nothing is known of one, and what says so."""
-
-    scores: FloatArray
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """A retriever at work on a batch of candidate lists. Equal to another one where the retriever is the same."""
-
-    retriever: Retriever
-    source: str
-
-    def __call__(self, questions: Sequence[Candidates], stage: Stage) -> list[Scored]:
-        """Scores for each list."""
-        with stage("rank"):
-            scores = self.retriever.rank([one.request for one in questions], [one.rows for one in questions])
-        return [Scored(own, self.source) for own in scores]
+Q = TypeVar("Q", Query, Given)
+RANKED = "ranked"
 
 
 class Pipeline:
@@ -71,6 +52,7 @@ class Pipeline:
         served: the bundle, loaded; `served` may be replaced by another edition of it at any time, and a request keeps
             the one that it began with.
         questions: reads bodies.
+        placements: what is wanted of lists beside good items.
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
         permits: shared with everything else that works on requests.
         clock: seconds from some fixed moment; deadlines and timings.
@@ -81,15 +63,18 @@ class Pipeline:
         served: Served,
         *,
         questions: Questions,
+        placements: Placements,
         pools: Mapping[str, MicroBatcher],
         permits: Permits,
         clock: Callable[[], float],
     ) -> None:
         self.served = served
         self._questions = questions
+        self._placements = placements
         self._pools = pools
         self._permits = permits
         self._clock = clock
+        self._pace = Pace(clock)
 
     async def recommend(self, asked: RecommendationRequest, *, arrived: float) -> RecommendationAnswer:
         """Recommendations for one request.
@@ -100,7 +85,7 @@ class Pipeline:
 
         Raises:
             Overloaded: no permit or no room in the queue.
-            InvalidFilter, InvalidRequest: the request cannot mean anything for this catalog.
+            InvalidFilter, InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
@@ -108,30 +93,41 @@ class Pipeline:
             call = self._questions.call(asked, served, arrived=arrived)
             timings = call.timings
 
+            wanted = self._placements.wanted(asked)
             with timings("filter"):
-                eligible = served.filters.eligible(filter_of(asked.filter))
+                if not wanted.is_known:
+                    await _check(served, wanted)
+                eligible = served.filters.eligible(filter_of(wanted.filter))
 
             with timings("state"):
                 stored = await self._questions.remembered(asked, call)
                 given = rows_of(asked.history, call)
-                hidden = [served.catalog.rows(asked.filter.exclude_ids)] if asked.filter.exclude_ids else []
-                if served.bundle.manifest.exclude_seen if asked.exclude_seen is None else asked.exclude_seen:
+                hidden = [served.catalog.rows(wanted.filter.exclude_ids)] if wanted.filter.exclude_ids else []
+                if served.bundle.manifest.exclude_seen if wanted.exclude_seen is None else wanted.exclude_seen:
                     hidden += [stored.rows, given.rows]
                 exclude = joined(hidden)
                 request = request_of(given if asked.history else stored, asked.context, call)
 
-            def query(in_time: InTime) -> Query:
-                return Query(request, asked.k, eligible, exclude, in_time)
+            def question(time_left: TimeLeft) -> Asked[Query]:
+                query = Query(
+                    request,
+                    wanted.k,
+                    eligible,
+                    exclude,
+                    in_time=lambda: time_left() > 0,
+                    goals=wanted.goals,
+                    rules=wanted.rules,
+                )
+                return Asked(query, time_left)
 
-            answer = await self._climb_down(call, self._recommenders(served, request), query)
-            if answer is None:
-                answer = served.popular.recommend([query(lambda: True)], timings)[0]
+            listed = await self._climb_down(call, self._listings(served, request), question)
+            answer = listed.answer if listed else served.popular.recommend([question(lambda: 1.0).what], timings)[0]
 
             with timings("respond"):
                 items = _items(served, answer, explain=asked.explain)
             metrics.HISTORY_LENGTH.observe(len(request.history))
             metrics.CANDIDATES.observe(eligible.count)
-            if len(answer) < asked.k:
+            if len(answer) < wanted.k:
                 metrics.SHORT_LISTS.inc()
             _observe(timings)
             body: RecommendationAnswer = {
@@ -146,6 +142,10 @@ class Pipeline:
             if answer.exact is not None and GENERATED in answer.sources:
                 body["exact"] = answer.exact
                 metrics.GENERATED_LISTS.labels(str(answer.exact).lower()).inc()
+            if asked.explain and served.ranker is not None:
+                body["ranking"] = _ranking(served.ranker, wanted.goals, answer)
+            if answer.unmet:
+                body["unmet"] = list(answer.unmet)
             return body
 
     async def rank(self, asked: RankingRequest, *, arrived: float) -> RankingAnswer:
@@ -157,38 +157,43 @@ class Pipeline:
 
         Raises:
             Overloaded: no permit or no room in the queue.
-            InvalidRequest: the request cannot mean anything.
+            InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
             served = self.served
             call = self._questions.call(asked, served, arrived=arrived)
+            goals = self._placements.goals(asked.placement)
+            served.recommender.check(goals)
             with call.timings("state"):
                 stored = EMPTY if asked.history else await self._questions.remembered(asked, call)
                 history = rows_of(asked.history, call) if asked.history else stored
                 request = request_of(history, asked.context, call)
                 rows = served.catalog.rows(asked.candidates)
 
-            rungs = [
-                self._rung(served, retriever, Scoring(retriever, _source(served, retriever)), _is_finite)
-                for retriever in _readers(served, request)
-            ]
-            scored = await self._climb_down(call, rungs, lambda _: Candidates(request, rows))
-            if scored is None:
-                popularity = np.where(rows == PAD_ROW, -np.inf, served.catalog.popularity[rows])
-                scored = Scored(popularity, served.popular.name)
+            def question(time_left: TimeLeft) -> Asked[Given]:
+                return Asked(Given(request, rows, goals), time_left)
+
+            listed = await self._climb_down(call, self._scorings(served, request), question)
+            if listed:
+                answer, source = listed.answer, RANKED if listed.answer.ranked else listed.answer.source
+            else:
+                answer, source = _by_popularity(served, rows[rows != PAD_ROW]), served.popular.name
 
             with call.timings("respond"):
-                items = _ranked(asked.candidates, scored.scores.tolist())
+                items = _ranked(served, asked.candidates, answer, explain=asked.explain)
             _observe(call.timings)
-            return {
+            body: RankingAnswer = {
                 "items": items,
-                "source": scored.source,
+                "source": source,
                 "model": _model(served),
                 "degraded": bool(call.reasons),
                 "degraded_reasons": call.reasons,
                 "timings_ms": call.timings.milliseconds(),
             }
+            if asked.explain and served.ranker is not None:
+                body["ranking"] = _ranking(served.ranker, goals, answer)
+            return body
 
     async def similar(self, item_id: str, k: int) -> SimilarAnswer:
         """Items like one item.
@@ -208,7 +213,9 @@ class Pipeline:
                 items = _items(served, answer)
             return {"item_id": item_id, "items": items, "model": _model(served), "timings_ms": timings.milliseconds()}
 
-    async def _climb_down(self, call: Call, rungs: Sequence[Rung[Q, A]], question: Callable[[InTime], Q]) -> A | None:
+    async def _climb_down(
+        self, call: Call, rungs: Sequence[Rung[Asked[Q], Listed]], question: Callable[[TimeLeft], Asked[Q]]
+    ) -> Listed | None:
         """The answer of a model; None where the popular items have to do, for which there is still time.
 
         Raises:
@@ -218,26 +225,49 @@ class Pipeline:
         if not rungs:
             call.degrade("no_history")
         until = call.deadline - RESERVE_SHARE * call.budget_s
-        answer = await climb_down(call, rungs, question, until=until, clock=self._clock)
-        if answer is None and self._clock() >= call.deadline:
+        listed = await climb_down(call, rungs, question, until=until, clock=self._clock)
+        if listed is None and self._clock() >= call.deadline:
             metrics.DEADLINE_EXCEEDED.labels("respond").inc()
             raise DeadlineExceeded("respond")
-        return answer
+        if listed is not None and listed.ranking is not None:
+            metrics.RANKED_LISTS.labels(listed.ranking).inc()
+            if listed.ranking != FULL:
+                call.degrade(f"ranker_{listed.ranking}", listed.answer.ranker_error)
+        return listed
 
-    def _rung(self, served: Served, retriever: Retriever, run: Run[Q, A], is_own: Callable[[A], bool]) -> Rung[Q, A]:
-        """What this retriever has to do, in its pool and within its time."""
-        if retriever is not served.generative:
-            return Rung(self._pools["encoder"], run, 1.0, "deadline", "encoder_failed", is_own)
-        share = GENERATIVE_SHARE if len(served.retrievers) > 1 else 1.0
-        return Rung(self._pools["generator"], run, share, "generator_late", "generator_failed", is_own)
-
-    def _recommenders(self, served: Served, request: Request) -> list[Rung[Query, Answer]]:
+    def _listings(self, served: Served, request: Request) -> list[Rung[Asked[Query], Listed]]:
         rungs = []
         for retriever in _readers(served, request):
             composed = served.recommender if retriever is served.retrievers[0] else served.dense
-            is_own = _is_generated if retriever is served.generative else _is_retrieved
-            rungs.append(self._rung(served, retriever, composed.recommend, is_own))
+            run = Listing(composed, _source(served, retriever), self._pace, self._clock)
+            rungs.append(self._rung(served, retriever, run))
         return rungs
+
+    def _scorings(self, served: Served, request: Request) -> list[Rung[Asked[Given], Listed]]:
+        rungs = []
+        for retriever in _readers(served, request):
+            run = Scoring(retriever, served.ranker, _source(served, retriever), self._pace, self._clock)
+            rungs.append(self._rung(served, retriever, run))
+        return rungs
+
+    def _rung(self, served: Served, retriever: Retriever, run: Run[Asked[Q], Listed]) -> Rung[Asked[Q], Listed]:
+        """What this retriever has to do, in its pool and within its time."""
+        if retriever is not served.generative:
+            return Rung(self._pools["encoder"], run, 1.0, "deadline", "encoder_failed", _is_own)
+        share = GENERATIVE_SHARE if len(served.retrievers) > 1 else 1.0
+        return Rung(self._pools["generator"], run, share, "generator_late", "generator_failed", _is_own)
+
+
+async def _check(served: Served, wanted: Wanted) -> None:
+    """Refuses goals and rules of a caller's own that mean nothing here.
+
+    Raises:
+        InvalidRule: see `TwoStage.check`.
+    """
+    served.recommender.check(wanted.goals)
+    rules = wanted.rules
+    if rules.caps or rules.promotion or rules.freshness:  # at a million items their tables take a moment
+        await asyncio.to_thread(served.recommender.check, {}, rules)
 
 
 def _readers(served: Served, request: Request) -> list[Retriever]:
@@ -263,39 +293,66 @@ def _items(served: Served, answer: Answer, *, explain: bool = False) -> list[Rec
         known = attributes(row)
         if known:
             item["attributes"] = known
-        if explain and source == GENERATED and answer.steps is not None and served.codes is not None:
-            codes, shares = served.codes.codes[row].tolist(), answer.steps[rank - 1].tolist()
-            path = zip(codes, shares, strict=True)
-            item["explanation"] = {"path": [{"code": code, "log_probability": share} for code, share in path]}
+        if answer.reasons and answer.reasons[rank - 1]:
+            item["reason"] = answer.reasons[rank - 1]  # type: ignore[typeddict-item]  # these words and no other
+        if explain:
+            explanation = _explanation(served, answer, rank - 1)
+            if explanation:
+                item["explanation"] = explanation
         items.append(item)
     return items
 
 
-def _ranked(candidates: Sequence[str], scores: Sequence[float]) -> list[RankedItem]:
-    """The candidates by falling score, equal ones as they were given, and so those that nothing is known of, at the
-    end."""
-    order = sorted(range(len(candidates)), key=lambda place: -scores[place])
+def _explanation(served: Served, answer: Answer, place: int) -> Explanation:
+    """How one item of an answer came about; empty where nothing is known of that."""
+    explanation: Explanation = {}
+    if answer.sources[place] == GENERATED and answer.steps is not None and served.codes is not None:
+        codes, shares = served.codes.codes[answer.rows[place]].tolist(), answer.steps[place].tolist()
+        path = zip(codes, shares, strict=True)
+        explanation["path"] = [{"code": code, "log_probability": share} for code, share in path]
+    if answer.tasks is not None and served.ranker is not None and not np.isnan(answer.tasks[place]).any():
+        names = served.ranker.settings.tasks
+        explanation["tasks"] = dict(zip(names, answer.tasks[place].tolist(), strict=True))
+    return explanation
+
+
+def _ranking(ranker: Ranker, goals: Mapping[str, float], answer: Answer) -> Ranking:
+    settings = ranker.settings
+    return {
+        "formula": settings.formula(goals),
+        "goals": dict(goals or settings.goals),
+        "ranked": answer.ranked or 0,
+    }
+
+
+def _by_popularity(served: Served, rows: IntArray) -> Answer:
+    """Given rows by falling popularity, equal ones as they were given."""
+    rows = rows[np.argsort(-served.catalog.popularity[rows], kind="stable")]
+    return Answer.of(rows, served.catalog.popularity[rows].astype(np.float32), served.popular.name)
+
+
+def _ranked(served: Served, candidates: Sequence[str], answer: Answer, *, explain: bool) -> list[RankedItem]:
+    """The candidates in the order of an answer; those that nothing is known of at the end, as they were given."""
+    ids = served.catalog.ids
     items: list[RankedItem] = []
-    for rank, place in enumerate(order, start=1):
-        known = scores[place] > -math.inf
-        score = scores[place] if known else None
-        items.append({"item_id": candidates[place], "score": score, "rank": rank, "known": known})
+    for place, (row, score) in enumerate(zip(answer.rows.tolist(), answer.scores.tolist(), strict=True)):
+        if score == -math.inf:
+            break
+        item: RankedItem = {"item_id": ids[row], "score": score, "rank": place + 1, "known": True}
+        if explain:
+            explanation = _explanation(served, answer, place)
+            if explanation:
+                item["explanation"] = explanation
+        items.append(item)
+    known = {item["item_id"] for item in items}
+    rest = [item_id for item_id in candidates if item_id not in known]
+    for rank, item_id in enumerate(rest, start=len(items) + 1):
+        items.append({"item_id": item_id, "score": None, "rank": rank, "known": False})
     return items
 
 
-def _is_generated(answer: Answer) -> bool:
-    """Whether the generator had its say. It is silent about exactness only where it failed or ran out of time; where
-    nothing that has a code may be shown, it knows so."""
-    return answer.exact is not None or not len(answer)
-
-
-def _is_retrieved(answer: Answer) -> bool:
-    """Whether the encoder had its say: for a query embedding that is not finite there is nothing but popular items."""
-    return RETRIEVED in answer.sources or not len(answer)
-
-
-def _is_finite(scored: Scored) -> bool:
-    return not np.isnan(scored.scores).any()
+def _is_own(listed: Listed) -> bool:
+    return listed.is_own
 
 
 def _observe(timings: Timings) -> None:

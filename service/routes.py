@@ -12,7 +12,7 @@ from fastapi import Path as PathParameter
 from pydantic import BaseModel, ValidationError
 from starlette.responses import FileResponse, Response
 
-from retrieval.errors import InvalidFilter, UnknownItem
+from retrieval.errors import InvalidFilter, InvalidRule, UnknownItem
 from service import metrics
 from service.answers import (
     EventsAnswer,
@@ -43,7 +43,16 @@ from service.errors import (
 from service.items import Items
 from service.middleware import while_connected
 from service.pipeline import Pipeline
-from service.schemas import DEFAULT_K, MAX_ID, MAX_K, EventsRequest, ItemRequest, RankingRequest, RecommendationRequest
+from service.schemas import (
+    DEFAULT_K,
+    MAX_ID,
+    MAX_K,
+    MAX_WORD,
+    EventsRequest,
+    ItemRequest,
+    RankingRequest,
+    RecommendationRequest,
+)
 from service.state import State
 from service.users import Users
 
@@ -51,6 +60,11 @@ STATIC = Path(__file__).parent / "static"
 Body = TypeVar("Body", bound=BaseModel)
 PathId = Annotated[str, PathParameter(min_length=1, max_length=MAX_ID)]
 K = Annotated[int, Query(ge=1, le=MAX_K, description="How many items.")]
+
+PlacedK = Annotated[
+    int | None, Query(ge=1, le=MAX_K, description=f"How many items. Left out: as the placement says, or {DEFAULT_K}.")
+]
+PlacementName = Annotated[str | None, Query(min_length=1, max_length=MAX_WORD, description="Where it will be shown.")]
 
 _KEYED: tuple[type[Exception], ...] = (Unauthenticated, Forbidden, NotReady, Exception)
 _BODY: tuple[type[Exception], ...] = (MalformedJson, InvalidRequest, BodyTooLarge, UnsupportedMediaType)
@@ -126,7 +140,7 @@ def _timed(request: Request, answer: RecommendationAnswer | RankingAnswer | Simi
     openapi_extra=_takes(RecommendationRequest),
     responses={
         200: {"model": RecommendationAnswer, "description": "Exactly `k` items whenever `k` are eligible."},
-        **responses(*_BODY, InvalidFilter, *_KEYED, Overloaded, DeadlineExceeded),
+        **responses(*_BODY, InvalidFilter, InvalidRule, *_KEYED, Overloaded, DeadlineExceeded),
     },
 )
 async def recommend(request: Request) -> Response:
@@ -149,9 +163,12 @@ async def recommend(request: Request) -> Response:
         **responses(InvalidRequest, *_KEYED, Overloaded, DeadlineExceeded),
     },
 )
-async def recommend_for_user(request: Request, user_id: PathId, k: K = DEFAULT_K) -> Response:
+async def recommend_for_user(
+    request: Request, user_id: PathId, k: PlacedK = None, placement: PlacementName = None
+) -> Response:
     """Items for a user from the stored history. It changes nothing."""
-    asked = RecommendationRequest(user_id=user_id, k=k)
+    said = {"user_id": user_id, "placement": placement, "k": k}
+    asked = RecommendationRequest.model_validate({name: value for name, value in said.items() if value is not None})
     answer = await while_connected(request, _pipeline(request).recommend(asked, arrived=request.state.arrived))
     return _timed(request, answer)
 
@@ -163,14 +180,15 @@ async def recommend_for_user(request: Request, user_id: PathId, k: K = DEFAULT_K
     openapi_extra=_takes(RankingRequest),
     responses={
         200: {"model": RankingAnswer, "description": "Every candidate once."},
-        **responses(*_BODY, *_KEYED, Overloaded, DeadlineExceeded),
+        **responses(*_BODY, InvalidRule, *_KEYED, Overloaded, DeadlineExceeded),
     },
 )
 async def rank(request: Request) -> Response:
     """The caller's own candidates, best first, by the numbers that recommendations are scored with.
 
-    Ids that are unknown come last, flagged, and so does what the model has nothing to score by. Without a history the
-    order is by popularity, and the answer says so as `degraded`.
+    Where the bundle ranks, the goals of the placement count, and its rules do not: every candidate comes back. Ids that
+    are unknown come last, flagged, and so does what the model has nothing to score by. Without a history the order is
+    by popularity, and the answer says so as `degraded`.
     """
     asked = await _parsed(request, RankingRequest)
     return _timed(

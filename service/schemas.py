@@ -29,6 +29,10 @@ MAX_CANDIDATES = 500  # of a ranking
 MAX_ATTRIBUTES = 32  # of an item
 MAX_TEXT = 4_096  # characters of an item's attribute
 MAX_WORDS = 256  # words in one attribute of an item
+MAX_GOALS = 32  # of a placement, as the caps and pins
+MAX_WEIGHT = 1e6  # of a goal
+MAX_CAPS = 16
+MAX_PINS = 100
 MAX_DEADLINE_MS = 10_000
 CLOCK_SKEW_S = 86_400.0  # how far ahead of ours a caller's clock may be; milliseconds lie 50,000 years ahead
 
@@ -122,6 +126,73 @@ class FilterRequest(_Body):
     )
 
 
+class CapRequest(_Body):
+    """At most so many items that share a word."""
+
+    attribute: Id = Field(default="categories", description="A column of words.")
+    most: Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
+    values: list[Id] = Field(default=[], max_length=MAX_IDS, description="The words; empty: each word of the column.")
+
+
+class PinRequest(_Body):
+    """An item with a place of its own, where it may be shown."""
+
+    item_id: Id
+    position: Annotated[int, Field(ge=1, le=MAX_K, strict=True)] = Field(default=1, description="1 is the first.")
+
+
+class PromotionRequest(_Body):
+    """Items that get at least a share of the places."""
+
+    share: Annotated[float, Field(gt=0, le=1, strict=True)]
+    item_ids: list[Id] = Field(default=[], max_length=MAX_IDS)
+    where: AttributeCondition | None = Field(default=None, description="Promotes what fits it, beside `item_ids`.")
+
+
+class FreshnessRequest(_Body):
+    """Scores lose by age: multiplied by 1 - weight * (1 - 2^(-age / half_life_s))."""
+
+    attribute: Id = Field(default="published", description="A column of seconds since 1970; unknown: no age.")
+    half_life_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+    weight: Annotated[float, Field(gt=0, le=1, strict=True)] = 1.0
+
+
+K = Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
+Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, strict=True)]
+Diversity = Annotated[float, Field(ge=0, le=1, strict=True, description="How much likeness to items above costs.")]
+
+
+class Placement(_Body):
+    """What is wanted of the lists of one place. Everything is optional."""
+
+    goals: Annotated[dict[Word, Weight], Field(max_length=MAX_GOALS)] = Field(
+        default={}, description="Weight of each task that the ranker predicts; empty: as the bundle says."
+    )
+    caps: list[CapRequest] = Field(default=[], max_length=MAX_CAPS)
+    pins: list[PinRequest] = Field(default=[], max_length=MAX_PINS)
+    promotion: PromotionRequest | None = None
+    freshness: FreshnessRequest | None = None
+    diversity: Diversity = 0.0
+    k: K | None = None
+    exclude_seen: Annotated[bool, Field(strict=True)] | None = None
+    filter: FilterRequest | None = None
+
+
+class PlacementRequest(Placement):
+    """A placement of the caller's own; with a name, that of this name with other values for the fields given here."""
+
+    name: Word | None = None
+
+
+def _placement_kind(value: Any) -> str:
+    return "<name>" if isinstance(value, str) else "<placement>"
+
+
+PlacementField = Annotated[
+    Annotated[Word, Tag("<name>")] | Annotated[PlacementRequest, Tag("<placement>")], Discriminator(_placement_kind)
+]
+
+
 def _history_kind(value: Any) -> str:
     return "<id>" if isinstance(value, str) else "<event>"
 
@@ -160,6 +231,7 @@ class RecommendationRequest(_Question):
             "example": {
                 "user_id": "anna",
                 "k": 5,
+                "placement": {"caps": [{"attribute": "categories", "most": 2}], "diversity": 0.2},
                 "filter": {
                     "categories": {"none": ["horror"]},
                     "attributes": [{"name": "price", "op": "<=", "value": 20}],
@@ -168,34 +240,37 @@ class RecommendationRequest(_Question):
         }
     )
 
-    k: Annotated[int, Field(ge=1, le=MAX_K, strict=True)] = DEFAULT_K
-    placement: Word | None = Field(default=None, description="Where it will be shown.")
+    k: K = Field(default=DEFAULT_K, description="Left out: as the placement says.")
+    placement: PlacementField | None = Field(
+        default=None,
+        description="Where it will be shown: the name of a placement, or what is wanted of the list. `k`, `filter`, "
+        "`exclude_seen` and `diversity` of this body stand in place of the placement's.",
+    )
     filter: FilterRequest = Field(default_factory=FilterRequest)
     exclude_seen: Annotated[bool, Field(strict=True)] | None = Field(
-        default=None, description="Leave out what the history holds; left out: as the model says."
+        default=None, description="Leave out what the history holds; left out: as the placement or the model says."
     )
-    diversity: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    diversity: Diversity = 0.0
     explain: Annotated[bool, Field(strict=True)] = Field(
-        default=False, description="true: each generated item comes with the codes that led to it."
+        default=False, description="true: the answer says how its order came about."
     )
-
-    @field_validator("diversity")
-    @classmethod
-    def _not_yet(cls, value: float) -> float:
-        if value:
-            raise PydanticCustomError("unsupported", "diversity is not supported yet; leave it out or send 0")
-        return value
 
 
 class RankingRequest(_Question):
     """For whom, and what to put in order. Every candidate comes back, whether it was seen or is available or not."""
 
     model_config = ConfigDict(
-        json_schema_extra={"example": {"user_id": "anna", "candidates": ["b42", "b7", "b13"]}},
+        json_schema_extra={"example": {"user_id": "anna", "candidates": ["b42", "b7", "b13"], "explain": True}},
     )
 
     candidates: list[Id] = Field(
         min_length=1, max_length=MAX_CANDIDATES, description="Item ids to put in order, each once."
+    )
+    placement: PlacementField | None = Field(
+        default=None, description="As for recommendations. Only its goals count here: every candidate comes back."
+    )
+    explain: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="true: the answer says how its order came about."
     )
 
     @field_validator("candidates")

@@ -25,6 +25,7 @@ STORE_SHARE = 0.4  # of the deadline: how long the session store may take before
 GENERATIVE_SHARE = (
     0.7  # of what is left then, less the reserve: how long a generator may take before the encoder has to
 )
+RANKING_SHARE = 0.8  # of what is left when ranking begins: the rest is for the rules, and for a wrong estimate
 RESERVE_SHARE = 0.2  # of the deadline: kept for answering from the popular list when the recommender is not back
 
 
@@ -35,6 +36,9 @@ class Settings(BaseModel):
 
     bundle: Path | None = Field(
         None, description="Bundle directory; unset: artifacts/current where it exists, else artifacts/demo."
+    )
+    placements: Path | None = Field(
+        None, description="TOML file of placements: goals, rules and defaults by name; read once, at the start."
     )
     store: str = Field(
         "sqlite:///.state/sessions.sqlite",

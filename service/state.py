@@ -22,6 +22,7 @@ from service.errors import NotReady, StoreUnavailable
 from service.items import Items
 from service.permits import Permits
 from service.pipeline import Pipeline
+from service.placements import Placements
 from service.questions import VARIANT, Questions
 from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, RecommendationRequest
 from service.sessions import SessionStore
@@ -30,6 +31,7 @@ from service.users import Users
 
 _log = logging.getLogger(__name__)
 
+FAILED = {"generator_failed", "encoder_failed", "ranker_failed"}
 WARMUP_HISTORIES = 64  # enough to meet every shape; a bundle with thousands must not hold up its start
 
 
@@ -50,7 +52,7 @@ class State:
         served = self.pipeline.served
         bundle = served.bundle
         manifest = bundle.manifest
-        return {
+        answer: ModelAnswer = {
             "name": manifest.model,
             "kind": manifest.kind,
             "bundle": bundle.name,
@@ -69,6 +71,17 @@ class State:
             "index": {**manifest.index, "served": served.index.name},
             "metrics": manifest.metrics,
         }
+        if served.ranker is not None:
+            settings = served.ranker.settings
+            answer["ranking"] = {
+                "tasks": list(settings.tasks),
+                "goals": dict(settings.goals),
+                "candidates": settings.candidates,
+                "calibration": {
+                    name: type(fitted).__name__.lower() for name, fitted in (settings.calibration or {}).items()
+                },
+            }
+        return answer
 
     async def readiness(self) -> Readiness:
         """Ready, with a word about the store.
@@ -113,6 +126,7 @@ async def serving(
     *,
     store: SessionStore,
     served: Served | None,
+    placements: Placements,
     clock: Callable[[], float],
     now: Callable[[], float],
 ) -> AsyncIterator[State]:
@@ -120,6 +134,7 @@ async def serving(
 
     Raises:
         BundleError: the bundle cannot be served, or fails its warm-up.
+        ConfigurationError: a placement means nothing for this bundle.
     """
     if served is None:
         served = await asyncio.to_thread(load_bundle, settings)
@@ -150,7 +165,7 @@ async def serving(
     questions = Questions(
         store, deadline_s=settings.deadline_s, store_timeout_s=settings.store_timeout_s, clock=clock, now=now
     )
-    pipeline = Pipeline(served, questions=questions, pools=pools, permits=permits, clock=clock)
+    pipeline = Pipeline(served, questions=questions, placements=placements, pools=pools, permits=permits, clock=clock)
     users = Users(store, catalog=lambda: pipeline.served.catalog, permits=permits, variant=VARIANT, now=now)
     items = Items(pipeline, store=store, permits=permits)
     following: asyncio.Task[None] | None = None
@@ -159,6 +174,7 @@ async def serving(
             await items.refresh()
         except StoreUnavailable as error:
             _log.error("changes of items are not in effect until the store is there: %s", error)
+        await asyncio.to_thread(placements.check, pipeline.served)
         await warm_up(pipeline, clock, at_once=min(settings.max_batch, settings.max_in_flight, settings.queue_limit))
         metrics.SWAPS.labels("ok").inc()
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
@@ -198,7 +214,7 @@ async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: in
     for start in range(0, len(asked), at_once):
         together = [pipeline.recommend(one, arrived=clock()) for one in asked[start : start + at_once]]
         answers += await asyncio.gather(*together)
-    failed = [answer for answer in answers if {"generator_failed", "encoder_failed"} & {*answer["degraded_reasons"]}]
+    failed = [answer for answer in answers if FAILED & {*answer["degraded_reasons"]}]
     if failed:
         metrics.SWAPS.labels("failed").inc()
         raise BundleError(

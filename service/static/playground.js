@@ -13,6 +13,9 @@ const REASONS = {
   generator_failed: "the generator could not answer, so these are from the model beside it.",
   deadline: "the time was over before the model answered, so these are the most popular.",
   encoder_failed: "the model could not answer, so these are the most popular.",
+  ranker_short: "there was time to rank only some of what was found.",
+  ranker_late: "there was no time to rank what was found.",
+  ranker_failed: "the ranker could not answer, so these are in the order in which they were found.",
 };
 const SHOWN_HISTORY = 60;
 const LONGEST_HISTORY = 1000; // what a request may carry

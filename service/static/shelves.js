@@ -53,7 +53,7 @@ export function card(item, found, { share, move = null }) {
   const change = moved(move);
   const facts = [item.year, item.price === null ? "" : item.price.toFixed(2)].filter(Boolean).join(" · ");
   const spoken = [`${found.rank}. ${item.title}`, item.author && `by ${item.author}`, item.year,
-    `from ${found.source}`, `score ${number(found.score)}`, change?.[2]].filter(Boolean).join(", ");
+    `from ${found.source}`, found.reason, `score ${number(found.score)}`, change?.[2]].filter(Boolean).join(", ");
   const fill = make("span", { class: "fill" });
   fill.style.setProperty("--share", 0.04 + 0.96 * share);
   return make("li", { "data-id": item.id },
@@ -62,7 +62,7 @@ export function card(item, found, { share, move = null }) {
       make("span", { class: "facts" },
         make("span", { class: "rank" }, String(found.rank)),
         change && make("span", { class: `move ${change[0]}` }, change[1]),
-        make("span", { class: `source ${found.source}` }, found.source)),
+        make("span", { class: `source ${found.source}` }, found.reason ?? found.source)),
       make("span", { class: "score" }, make("span", { class: "track" }, fill), make("span", {}, number(found.score))),
       make("span", { class: "sub" }, facts || item.categories.slice(0, 2).join(", ") || "\u00a0")));
 }
@@ -106,6 +106,7 @@ const STAGES = {
   retrieve: "searching the nearest items",
   merge: "merging what was generated and what was found",
   rank: "ordering the candidates",
+  arrange: "carrying out the rules of the placement",
   respond: "putting the answer together",
 };
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from toy_generative import toy_generative
 
 from retrieval.bundle import Bundle
-from retrieval.recommenders import Answer, Query, Served, Stage, load
+from retrieval.recommenders import Answer, Query, Served, Stage, TwoStage, load
 from service.app import create_app
 from service.errors import StoreUnavailable
 from service.sessions import ItemChanges
@@ -68,17 +68,27 @@ class EmptyStore(AwayStore):
 
 
 class Recommending:
-    """A recommender whose behaviour a test may change while it serves; it begins as the real one."""
+    """A first stage whose behaviour a test may change while it serves; it begins as the real one."""
 
     name = "recommending"
 
     def __init__(self, served: Served) -> None:
-        self.act: Callable[[list[Query], Stage], list[Answer]] = served.recommender.recommend
+        self.act: Callable[[list[Query], Stage], list[Answer]] = served.recommender.first.recommend
         self.batches: list[int] = []
 
     def recommend(self, queries: list[Query], stage: Stage) -> list[Answer]:
         self.batches.append(len(queries))
         return self.act(queries, stage)
+
+
+def with_stages(served: Served, *, first: Any = None, ranker: Any = None) -> Served:
+    """A bundle with another first stage, or another ranker."""
+
+    def other(stages: TwoStage) -> TwoStage:
+        return TwoStage(first or stages.first, ranker or stages.ranker, stages.arranger)
+
+    ranker = ranker or served.ranker
+    return replace(served, recommender=other(served.recommender), dense=other(served.dense), ranker=ranker)
 
 
 @pytest.fixture
@@ -122,7 +132,7 @@ def recommending(served: Served) -> Recommending:
 @pytest.fixture
 def with_recommender(served: Served, recommending: Recommending) -> Served:
     """The toy bundle with a recommender that the test may change."""
-    return replace(served, recommender=recommending)  # type: ignore[arg-type]
+    return with_stages(served, first=recommending)
 
 
 Opens = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]

@@ -46,7 +46,7 @@ class Rungs:
         for batcher in self.batchers:
             await batcher.close()
 
-    async def climb_down(self, own: Call, *, within_s: float = 60.0, question=lambda in_time: in_time):
+    async def climb_down(self, own: Call, *, within_s: float = 60.0, question=lambda time_left: time_left):
         generator, encoder = self.batchers
         rungs = [
             Rung(generator, self.runs[0], 0.5, "generator_late", "generator_failed", lambda answer: answer != "filled"),
@@ -83,10 +83,10 @@ async def test_whoever_works_in_steps_can_ask_for_the_time_of_its_rung_and_not_o
     async with Rungs(clock=lambda: ticks[0]) as rungs:
         rungs.runs[0] = lambda questions, _stage: asked.extend(questions) or ["generated"]
         await rungs.climb_down(call(served), within_s=60.0)
-    (in_time,) = asked
-    for now, expected in ((129.9, True), (130.0, False)):
+    (time_left,) = asked
+    for now, expected in ((129.5, 0.5), (130.0, 0.0), (131.0, -1.0)):
         ticks[0] = now
-        assert in_time() is expected
+        assert time_left() == expected
 
 
 async def test_an_answer_that_is_not_of_the_rung_was_late_where_its_time_is_over(served):

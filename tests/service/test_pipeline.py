@@ -106,7 +106,7 @@ async def test_late_model_is_answered_from_the_popular_items(open_client, with_r
     real = recommending.act
     async with open_client(app={"served": with_recommender}) as client:
         recommending.act = lambda queries, stage: gate.wait(10) and real(queries, stage)
-        answer = await client.post(URL, json={"history": ["i03"], "k": 2, "deadline_ms": 50})
+        answer = await client.post(URL, json={"history": ["i03"], "k": 2, "deadline_ms": 300})
         gate.set()
         assert answer.json()["degraded_reasons"] == ["deadline"]
         assert ids(answer) == ["i01", "i02"]

@@ -7,6 +7,7 @@ import pytest
 
 from retrieval.errors import BundleError, BundleForeign, BundleMissing
 from service import metrics
+from service.placements import Placements
 from service.sessions import open_store
 from service.settings import Settings
 from service.state import load_bundle, serving
@@ -20,7 +21,8 @@ def gauge(name: str, **labels: str) -> float | None:
 
 def life(served, *, store=None, settings=None):
     store = store or open_store("memory://")
-    return serving(settings or Settings(), store=store, served=served, clock=time.perf_counter, now=time.time)
+    settings, placements = settings or Settings(), Placements()
+    return serving(settings, store=store, served=served, placements=placements, clock=time.perf_counter, now=time.time)
 
 
 async def test_ready_only_after_the_warm_up_and_not_after_the_end(with_recommender, recommending):
