@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from models import calibration as calibrations
 from models import chain, declaration, impressions, ranker_export, statistics, tasks
@@ -105,16 +106,24 @@ class Replay:
         train: what it learnt from.
         split: the whole split.
         contexts: of each user, for requests.
+        is_leave_one_out: whether the split is; else it is one by time.
     """
 
     served: Served
     train: Histories
     split: Split
     contexts: Contexts
+    is_leave_one_out: bool
 
     def lists(self, cases: Cases, wanted: Sequence[Any], settings: RankerData, progress: Progress) -> Lists:
         """What the retriever returns for the cases, labelled by what followed."""
-        served = self.served
+        served, source = self.served, cases.source
+        # What the test part asks for is no label of lists that come before it, however far their horizon.
+        earlier = np.ones(len(source.rows), dtype=np.bool_)
+        if cases is not self.split.test:
+            earlier = source.timestamps < self.split.test.times.min()
+            if self.is_leave_one_out:
+                earlier = ~np.isin(np.arange(len(source.rows)), self.split.test.ends)
         return impressions.replayed(
             cases,
             served.recommender.first,
@@ -123,6 +132,7 @@ class Replay:
             candidates=settings.candidates,
             contexts=self.contexts,
             horizon=settings.horizon,
+            labels_from=earlier,
             seen="filtered" if served.bundle.manifest.exclude_seen else "kept",
             on_progress=progress.cases,
         )
@@ -170,7 +180,7 @@ def replay(retriever: Bundle, log: EventLog, *, split: SplitName, ask: str) -> R
     parts = leave_one_out(histories) if split == "loo" else temporal(histories)
     if split == "temporal" and ask == "all":
         parts = replace(parts, validation=temporal(histories, targets="all").validation)
-    return Replay(load(retriever), parts.train, parts, impressions.contexts(log.users))
+    return Replay(load(retriever), parts.train, parts, impressions.contexts(log.users), split == "loo")
 
 
 def train_ranker(
@@ -220,6 +230,7 @@ def train_ranker(
     sample = lists.take(learning[:STANDARDISED_OVER])
     features = declaration.standardised(features, counted, catalog, vectors, sample)
     tables = FeatureTables.of(features, counted, catalog, vectors)
+    torch.manual_seed(how.seed)
     model = maker(config, features)
     train, validation = (Arrays.of(tables, lists.take(part), model.inputs) for part in (learning, holding))
     positives = {task: int(np.nansum(lists.labels[:, t])) for t, task in enumerate(lists.tasks)}
@@ -250,9 +261,8 @@ def train_ranker(
     )
     made = Bundle.open(out)
     if shown is not None:
-        progress.say(
-            f"on {len(shown):,} lists that were shown in the test part:\n{chain.tasks_table(opened(made), shown)}"
-        )
+        table = chain.tasks_table(opened(made), shown, fitted.places)
+        progress.say(f"on {len(shown):,} lists that were shown in the test part:\n{table}")
     judged = chain.judge(
         source.split.test,
         asked,

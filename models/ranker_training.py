@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from models.calibration import shifted
 from models.errors import Diverged, InvalidOption
 from models.export import trace
 from models.lists import Arrays
@@ -143,7 +144,7 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
                 if interruption.asked:
                     raise KeyboardInterrupt
         epoch += 1
-        reached = grade(model.probabilities, validation)
+        reached = grade(model.probabilities, validation, places.detach().numpy())
         better = reached > best
         if better:
             best, best_epoch = reached, epoch
@@ -233,16 +234,29 @@ def network_probabilities(model: Any, feeds: Mapping[str, npt.NDArray[Any]]) -> 
     return said
 
 
-def grade(probabilities: Callable[[Mapping[str, npt.NDArray[Any]]], FloatArray], arrays: Arrays) -> float:
+def grade(
+    probabilities: Callable[[Mapping[str, npt.NDArray[Any]]], FloatArray],
+    arrays: Arrays,
+    places: FloatArray | None = None,
+) -> float:
     """The mean NDCG@10 over lists with feedback, of the candidates by the sum of all tasks' probabilities.
 
     Gains are the number of tasks that a candidate fulfilled.
+
+    Args:
+        probabilities: of a batch of feeds.
+        arrays: lists.
+        places: what each place adds, as `Fitted` has it. Lists that were shown have clicks of their places too: judged
+            without them, a model would be the better the more of that bias it has taken for taste.
     """
     reached: list[FloatArray] = []
     for start in range(0, len(arrays), 64):
         which = np.arange(start, min(start + 64, len(arrays)))
         labels = np.nan_to_num(arrays.labels[which]).sum(axis=2)
-        scores = probabilities(arrays.batch(which)).sum(axis=2)
+        said = probabilities(arrays.batch(which))
+        if places is not None:
+            said = shifted(said, places[arrays.positions[which].clip(0, len(places) - 1)])
+        scores = said.sum(axis=2)
         scores[np.isnan(arrays.labels[which]).all(axis=2)] = -np.inf
         reached.append(ndcg(scores, labels))
     every = np.concatenate(reached)

@@ -7,16 +7,21 @@ them, and what they say reaches trees through numbers such as affinities and tra
 Codes are read as numbers, in the order of their vocabulary. A set of words would part them better, in a graph that
 compares word by word; between two thresholds each word is alone as well.
 
+What is learnt is the order within a list (`lambdarank`), for one candidate of two hundred that is taken says little of
+the others' probabilities and much of their order; a line through the held-out lists makes probabilities of it, which
+calibration may bend afterwards. Or the probabilities themselves (`binary`).
+
 Where lists have places on a page, what a place adds is learnt by a logistic regression over the same inputs first, and
-the trees begin from it: they learn what is left, which is what they say when served.
+the trees begin from it: they learn what is left, which is what they say when served. That needs `binary`, which is
+taken for such lists whatever was asked for.
 
 Source: Friedman (2001), "Greedy Function Approximation: A Gradient Boosting Machine"; Ke et al. (2017), "LightGBM: A
-Highly Efficient Gradient Boosting Decision Tree".
+Highly Efficient Gradient Boosting Decision Tree"; Burges (2010), "From RankNet to LambdaRank to LambdaMART", section 7.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +32,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from models import tree_graph
+from models import calibration, tree_graph
 from models.errors import InvalidOption
 from models.lists import Arrays
 from models.progress import Progress
@@ -35,9 +40,11 @@ from models.ranker_training import Fitted, RankerTraining, ndcg
 from models.rankers.logistic import Logistic, LogisticConfig
 from models.registry import register
 from models.tree_graph import Columns
+from retrieval.calibration import Platt
 from retrieval.features import FeatureSet
 from retrieval.sequences import BoolArray, FloatArray
 
+OBJECTIVES = ("lambdarank", "binary")
 STEP = 5  # rounds between two looks at the validation lists; patience counts looks
 
 
@@ -46,6 +53,7 @@ class TreesConfig:
     """Hyper-parameters of the forests. 60 rounds of 31 leaves for two tasks cost about 0.6 ms for 200 candidates.
 
     Attributes:
+        objective: `lambdarank` or `binary`.
         rounds: trees of a task, at most.
         num_leaves: of a tree.
         shrinkage: what each tree's answer is multiplied with, LightGBM's `learning_rate`.
@@ -56,16 +64,19 @@ class TreesConfig:
             than there are with feedback.
     """
 
-    rounds: int = 60
+    objective: str = "lambdarank"
+    rounds: int = 100
     num_leaves: int = 31
-    shrinkage: float = 0.15
-    min_data_in_leaf: int = 50
-    feature_fraction: float = 0.8
+    shrinkage: float = 0.05
+    min_data_in_leaf: int = 200
+    feature_fraction: float = 0.7
     max_codes: int = 64
     max_rows: int = 4_000_000
 
     def __post_init__(self) -> None:
         """Raises `InvalidOption` where a value is out of its range."""
+        if self.objective not in OBJECTIVES:
+            raise InvalidOption(f"objective {self.objective!r} is none of {', '.join(OBJECTIVES)}")
         for name, least in (
             ("rounds", 1),
             ("num_leaves", 2),
@@ -96,7 +107,7 @@ class Trees:
     stage: ClassVar[str] = "ranker"
     status: ClassVar[str] = "a baseline: the authors' library over features of our own"
     Config: ClassVar[type] = TreesConfig
-    recipe: ClassVar[Mapping[str, Any]] = {"patience": 5}
+    recipe: ClassVar[Mapping[str, Any]] = {"patience": 10}
 
     def __init__(self, config: TreesConfig, features: FeatureSet) -> None:
         self.config, self.features = config, features
@@ -111,6 +122,7 @@ class Trees:
         self._forests: list[lightgbm.Booster | None] = [None] * len(features.tasks)
         self._rounds = [0] * len(features.tasks)
         self._bases = [0.0] * len(features.tasks)
+        self._slopes = [1.0] * len(features.tasks)
 
     def fit(self, train: Arrays, validation: Arrays, how: RankerTraining, progress: Progress) -> Fitted:
         """See `models.registry.Ranker`; each task keeps the rounds with the best order of the validation lists."""
@@ -130,10 +142,19 @@ class Trees:
             if not 0 < own.sum() < len(own):
                 progress.say(f"{task.name}: only one outcome, so no trees")
                 continue
-            data = lightgbm.Dataset(
-                x if known.all() else x[known], own, init_score=self._bases[t] + offsets, params=self._params(how)
-            )
-            self._forests[t], self._rounds[t] = self._grown(t, data, held_out, how, progress)
+            rows, objective = x if known.all() else x[known], self.config.objective
+            if objective == "binary" or places.any():
+                params = self._params(how, "binary")
+                data = lightgbm.Dataset(rows, own, init_score=self._bases[t] + offsets, params=params)
+                self._forests[t], self._rounds[t] = self._grown(t, data, params, held_out, how, progress)
+                continue
+            params, lists = self._params(how, objective), np.nonzero(chosen)[0][known]
+            data = lightgbm.Dataset(rows, own, group=np.bincount(lists)[np.unique(lists)], params=params)
+            forest, rounds = self._grown(t, data, params, held_out, how, progress)
+            self._forests[t], self._rounds[t] = forest, rounds
+            line = held_out.line(_raw(forest, held_out.x, 0, rounds), t)
+            if line is not None:
+                self._slopes[t], self._bases[t] = line.slope, line.offset
         facts = {
             "rounds": {task.name: n for task, n in zip(self.features.tasks, self._rounds, strict=True)},
             "rows": len(x),
@@ -146,22 +167,26 @@ class Trees:
         shape = next(feeds[name].shape[:2] for name in self.inputs if name.startswith("candidate"))
         x = self._matrix(feeds, np.ones(shape, dtype=np.bool_))
         logits = [
-            base + (0.0 if forest is None else _raw(forest, x, 0, rounds)) + np.zeros(len(x))
-            for forest, rounds, base in zip(self._forests, self._rounds, self._bases, strict=True)
+            base + slope * (np.zeros(len(x)) if forest is None else _raw(forest, x, 0, rounds))
+            for forest, rounds, slope, base in self._made()
         ]
         return np.asarray(expit(np.stack(logits, axis=1)).reshape(*shape, -1), dtype=np.float32)
 
     def write(self, path: Path, _feeds: Mapping[str, npt.NDArray[Any]], /) -> None:
         """See `models.registry.Ranker`; nothing is traced."""
         forests = [
-            [] if forest is None else [tree["tree_structure"] for tree in _dumped(forest, rounds)]
-            for forest, rounds in zip(self._forests, self._rounds, strict=True)
+            [] if forest is None else [_steeper(tree["tree_structure"], slope) for tree in _dumped(forest, rounds)]
+            for forest, rounds, slope, _ in self._made()
         ]
         tree_graph.write(path, forests, self._bases, self.columns)
 
-    def _params(self, how: RankerTraining) -> dict[str, Any]:
+    def _made(self) -> Iterator[tuple[lightgbm.Booster | None, int, float, float]]:
+        """Each task's forest, its rounds, and the line that makes logits of what it says."""
+        return zip(self._forests, self._rounds, self._slopes, self._bases, strict=True)
+
+    def _params(self, how: RankerTraining, objective: str) -> dict[str, Any]:
         return {
-            "objective": "binary",
+            "objective": objective,
             "num_leaves": self.config.num_leaves,
             "learning_rate": self.config.shrinkage,
             "min_data_in_leaf": self.config.min_data_in_leaf,
@@ -175,10 +200,16 @@ class Trees:
         }
 
     def _grown(
-        self, t: int, data: lightgbm.Dataset, held_out: "_HeldOut", how: RankerTraining, progress: Progress
+        self,
+        t: int,
+        data: lightgbm.Dataset,
+        params: dict[str, Any],
+        held_out: "_HeldOut",
+        how: RankerTraining,
+        progress: Progress,
     ) -> tuple[lightgbm.Booster, int]:
         """The forest of a task, and how many of its rounds to take."""
-        forest, name = lightgbm.Booster(self._params(how), data), self.features.tasks[t].name
+        forest, name = lightgbm.Booster(params, data), self.features.tasks[t].name
         said = np.zeros(len(held_out.x))
         best, best_rounds, done, finished = -math.inf, 0, 0, False
         while done < self.config.rounds and done - best_rounds < how.patience * STEP and not finished:
@@ -250,6 +281,14 @@ class _HeldOut:
         each = ndcg(scores, np.nan_to_num(labels))
         return float(np.nanmean(each)) if np.isfinite(each).any() else math.nan
 
+    def line(self, said: npt.NDArray[np.float64], t: int) -> Platt | None:
+        """What makes logits of what a forest says, float64 of shape (n,); None where no rising line does."""
+        labels = self.labels[:, :, t][self.there]
+        known = ~np.isnan(labels)
+        if not 0 < labels[known].sum() < np.count_nonzero(known):
+            return None
+        return calibration.platt(expit(said[known]), labels[known])
+
 
 def drawn(labels: FloatArray, negatives: int, most: int, rng: np.random.Generator) -> BoolArray:
     """bool, shape (R, C): the candidates to learn from.
@@ -291,6 +330,14 @@ def _base(share: float, offsets: npt.NDArray[np.float64]) -> float:
     if not offsets.any():
         return math.log(share / (1 - share))
     return float(brentq(lambda base: float(expit(base + offsets).mean()) - share, -50.0, 50.0))
+
+
+def _steeper(node: dict[str, Any], slope: float) -> dict[str, Any]:
+    """A tree whose leaves say `slope` times as much."""
+    out = {**node, "leaf_value": slope * node["leaf_value"]} if "leaf_value" in node else dict(node)
+    for child in {"left_child", "right_child"} & {*node}:
+        out[child] = _steeper(node[child], slope)
+    return out
 
 
 def _raw(forest: lightgbm.Booster, x: FloatArray, start: int, rounds: int) -> npt.NDArray[np.float64]:

@@ -28,7 +28,7 @@ FEATURES = FeatureSet(
     request_codes=(Category("context:place", known=2, words=("home", "work")),),
     request_numbers=(Number("hour"),),
 )
-SMALL = TreesConfig(rounds=30, num_leaves=8, min_data_in_leaf=5)
+SMALL = TreesConfig(objective="binary", rounds=30, num_leaves=8, shrinkage=0.15, min_data_in_leaf=5)
 HOW = RankerTraining(threads=1, patience=2)
 
 
@@ -76,6 +76,20 @@ def test_it_finds_products_and_words_that_go_together() -> None:
     assert 0 < fitted.facts["rounds"]["click"] <= 30
     assert fitted.facts["rows"] == 300 * 12
     assert not fitted.places.any()
+
+
+def test_an_order_is_learnt_and_a_line_makes_probabilities_of_it(tmp_path: Path) -> None:
+    by_order, fresh = Trees(replace(SMALL, objective="lambdarank"), FEATURES), arrays(100, seed=5)
+    by_order.fit(arrays(300), arrays(60, seed=1), HOW, Progress(io.StringIO()))
+    found = by_order.probabilities(fresh.feeds)
+    product = np.prod(fresh.feeds["candidate_numbers"], axis=2)
+    assert found[..., 0][product > 0.2].mean() > 2 * found[..., 0][product < -0.2].mean()
+    # Platt's line over the held-out lists: on average what is said is what happens.
+    assert abs(found[..., 0].mean() - fresh.labels[..., 0].mean()) < 0.05
+    by_order.write(tmp_path / "ranker.onnx", {})
+    session = onnxruntime.InferenceSession(str(tmp_path / "ranker.onnx"), providers=["CPUExecutionProvider"])
+    said = session.run(None, {name: fresh.feeds[name] for name in by_order.inputs})[0]
+    np.testing.assert_allclose(said, found, atol=1e-6)
 
 
 def test_it_stops_where_the_validation_lists_say() -> None:
