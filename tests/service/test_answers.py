@@ -32,3 +32,33 @@ async def test_answers_are_what_is_described(client, method, path, body, describ
     answer = await client.request(method, path, json=body)
     adapter = TypeAdapter(described)
     assert adapter.dump_python(adapter.validate_json(answer.content, strict=True)) == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "described"),
+    [
+        (
+            "POST",
+            "/v1/recommendations",
+            {
+                "history": ["i01"],
+                "explain": True,
+                "placement": {"pins": [{"item_id": "i09"}, {"item_id": "gone", "position": 2}]},
+            },
+            answers.RecommendationAnswer,
+        ),
+        (
+            "POST",
+            "/v1/rankings",
+            {"history": ["i01"], "candidates": ["i05", "x"], "explain": True},
+            answers.RankingAnswer,
+        ),
+        ("GET", "/v1/model", None, answers.ModelAnswer),
+    ],
+)
+async def test_answers_of_a_bundle_that_ranks_are_what_is_described(open_client, ranked, method, path, body, described):
+    async with open_client(app={"served": ranked}) as client:
+        answer = await client.request(method, path, json=body)
+    adapter = TypeAdapter(described)
+    assert adapter.dump_python(adapter.validate_json(answer.content, strict=True)) == answer.json()
+    assert "ranking" in answer.json()

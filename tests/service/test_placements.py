@@ -159,6 +159,8 @@ class TestTheFile:
         assert wanted.rules.caps
         assert wanted.rules.pins
         assert wanted.rules.promotion
+        shown = (ROOT / "README.md").read_text().split("```toml\n", 1)[1].split("```", 1)[0]
+        assert shown in (ROOT / "deploy" / "placements.example.toml").read_text()
 
 
 class TestWhatARequestSaysBesides:

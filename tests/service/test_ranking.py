@@ -299,6 +299,33 @@ async def test_callers_at_the_same_time_are_ranked_in_one_run_and_each_gets_its_
     assert [ids(answer) for answer in together] == [ids(answer) for answer in alone]
 
 
+async def test_cancelled_callers_leave_the_ranking_to_those_who_stay(opened, ranked, ranking):
+    entered, gate, real = threading.Event(), threading.Event(), ranking.act
+    async with opened(with_stages(ranked, ranker=ranking), batch_wait_ms=200, max_batch=2) as client:
+        ranking.act = lambda candidates: (entered.set(), gate.wait(10)) and real(candidates)
+        gone, stays = (asyncio.create_task(client.post(URL, json=BODY)) for _ in range(2))
+        await asyncio.to_thread(entered.wait, 10)
+        gone.cancel()
+        await asyncio.wait([gone])
+        gate.set()
+        answer = await stays
+    assert gone.cancelled()
+    assert (answer.json()["degraded"], len(ids(answer))) == (False, 5)
+
+
+async def test_full_house_refuses_rankings_before_any_work(opened, ranked, ranking):
+    entered, gate, real = threading.Event(), threading.Event(), ranking.act
+    body = {"history": ["i05"], "candidates": ["i06", "i15"]}
+    async with opened(with_stages(ranked, ranker=ranking), max_in_flight=1) as client:
+        ranking.act = lambda candidates: (entered.set(), gate.wait(10)) and real(candidates)
+        first = asyncio.create_task(client.post("/v1/rankings", json=body))
+        await asyncio.to_thread(entered.wait, 10)
+        refused = await client.post("/v1/rankings", json=body)
+        gate.set()
+        assert (await first).json()["source"] == "ranked"
+    assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+
+
 @pytest.mark.parametrize(
     ("goals", "reason"),
     [
