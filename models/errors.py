@@ -13,6 +13,7 @@ SequiturError
 ├── TrainingError        a run that cannot start or go on
 │   ├── UnknownModel     no model of this name
 │   ├── InvalidOption    an option that the model or the training does not know, or a value out of its range
+│   ├── MissingLibrary   what a model is made with is not installed
 │   ├── CheckpointError  a checkpoint that is missing, torn or of another run
 │   └── Diverged         the loss is not a number any more
 ├── OffPolicyError       a log of decisions from which another policy cannot be judged
@@ -121,6 +122,12 @@ class InvalidOption(TrainingError):
     """An option that nobody knows, or a value out of its range."""
 
     code = "option_invalid"
+
+
+class MissingLibrary(TrainingError):
+    """A library that a model is made with cannot be loaded."""
+
+    code = "library_missing"
 
 
 class CheckpointError(TrainingError):

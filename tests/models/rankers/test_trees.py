@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from models.errors import InvalidOption
+from models.errors import InvalidOption, MissingLibrary
 from models.lists import Arrays
 from models.progress import Progress
 from models.ranker_training import RankerTraining, grade
@@ -90,6 +90,15 @@ def test_an_order_is_learnt_and_a_line_makes_probabilities_of_it(tmp_path: Path)
     session = onnxruntime.InferenceSession(str(tmp_path / "ranker.onnx"), providers=["CPUExecutionProvider"])
     said = session.run(None, {name: fresh.feeds[name] for name in by_order.inputs})[0]
     np.testing.assert_allclose(said, found, atol=1e-6)
+
+
+def test_a_library_that_cannot_be_loaded_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_name: str) -> None:
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("models.rankers.trees.importlib.import_module", gone)
+    with pytest.raises(MissingLibrary, match=r"libgomp\.so\.1.*apt-get install libgomp1"):
+        Trees(SMALL, FEATURES).fit(arrays(10), arrays(10), HOW, Progress(io.StringIO()))
 
 
 def test_it_stops_where_the_validation_lists_say() -> None:
