@@ -105,10 +105,12 @@ def _transition(batch: Batch, _column: str) -> Mapping[str, Values]:
 
 def _similarity(batch: Batch, _column: str) -> Mapping[str, Values]:
     """Cosine to the item of the `last` event, and `max` and `mean` over the `RECENT` newest; NaN without an event."""
-    own, recent = batch.lookups.directions[batch.rows], batch.lookups.directions[batch.recent]
-    present = batch.recent != PAD_ROW
-    # One dot product for each number. What stands for no event has no direction, and adds nothing.
-    cosines = [np.vecdot(own, recent[:, place, None, :]) for place in range(RECENT)]
+    directions, present = batch.lookups.directions, batch.recent != PAD_ROW
+    cosines = np.empty((RECENT, *batch.rows.shape), dtype=np.float32)
+    for b, (rows, recent) in enumerate(zip(batch.rows, batch.recent, strict=True)):
+        # One dot product for each number, and one request at a time: its vectors fit into the nearest caches. What
+        # stands for no event has no direction, and adds nothing.
+        np.vecdot(directions[rows], directions[recent][:, None, :], out=cosines[:, b])
     total, largest = np.zeros(batch.rows.shape, dtype=np.float32), np.full(batch.rows.shape, np.float32(-np.inf))
     for place, cosine in enumerate(cosines):
         total += cosine
