@@ -248,13 +248,16 @@ def test_one_seed_is_one_model(name: str, model: Any, train: Arrays, validation:
 
 
 def test_what_nobody_knows_is_no_label(name: str, train: Arrays, validation: Arrays) -> None:
-    """Six of ten likes are hidden, with the rest as often fulfilled as before: NaN is neither 0 nor 1."""
+    """Six of ten likes are hidden, with the rest as often fulfilled as before: NaN is neither 0 nor 1.
+
+    Taken for 0, likes would be said to be less than half as many; taken for 1, twice as many.
+    """
     labels = train.labels.copy()
     labels[..., 1][np.random.default_rng(5).random(labels.shape[:2]) < 0.6] = np.nan
     hidden, _, _ = fit(name, replace(train, labels=labels), validation)
     there = ~np.isnan(validation.labels[..., 1])
     said = said_of(hidden, validation)[..., 1][there]
-    assert said.mean() == pytest.approx(validation.labels[..., 1][there].mean(), abs=0.08)
+    assert said.mean() == pytest.approx(validation.labels[..., 1][there].mean(), abs=0.15)
 
 
 def test_a_task_of_one_outcome_hurts_no_other(name: str, train: Arrays, validation: Arrays) -> None:
@@ -298,7 +301,7 @@ def test_an_order_hidden_by_places_is_found(name: str) -> None:
         )
         if with_places:
             assert not fitted.places[:2].any()
-            assert fitted.places[8, 0] < fitted.places[2, 0] < 0
+            assert fitted.places[12, 0] < fitted.places[6, 0] < fitted.places[2, 0]
     assert reached[True] > reached[False] + 0.02, reached
 
 
