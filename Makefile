@@ -48,8 +48,8 @@ check: $(FULL)/ready ## format, lint, types, import contracts, spelling
 test: $(FULL)/ready ## the whole suite, a real redis-server of its own included; what takes minutes is left to test-all
 	$(RUN) -m pytest -m "not slow and not gpu"
 
-test-all: $(FULL)/ready ## everything, trainings and ten thousand random requests included
-	$(RUN) -m pytest -m "not gpu"
+test-all: $(FULL)/ready ## everything, trainings, ten thousand random requests and a hundred thousand rows included
+	SEQUITUR_PROPERTY_REQUESTS=10000 SEQUITUR_PROPERTY_ROWS=100000 $(RUN) -m pytest -m "not gpu"
 
 bench: $(FULL)/ready ## where the time of a request goes, stage by stage, above the no-op floor
 	$(RUN) -m loadtests stages --bundle artifacts/demo

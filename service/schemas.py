@@ -60,7 +60,9 @@ Time = Annotated[
     BeforeValidator(parse_time, json_schema_input_type=float | str),
     Field(description="Seconds since 1970, or ISO 8601."),
 ]
-Scalar = Annotated[str, Field(max_length=MAX_ID)] | bool | int | Number | None
+# An integer of any length is JSON; what lies beyond 64 bits is read as a float, where it is one.
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Scalar = Annotated[str, Field(max_length=MAX_ID)] | bool | Integer | Number | None
 Context = Annotated[dict[Word, Scalar], Field(max_length=MAX_CONTEXT)]
 
 

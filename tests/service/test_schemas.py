@@ -68,7 +68,14 @@ def test_values_are_finite_numbers(value):
 
 def test_a_context_is_small_and_flat():
     assert event(context={"page": "home", "n": 1, "x": 0.5, "ok": True, "none": None}).context["n"] == 1
-    for context in ({"deep": {}}, {str(n): n for n in range(33)}, {"long": "x" * 257}, {"x" * 65: 1}):
+    for context in (
+        {"deep": {}},
+        {str(n): n for n in range(33)},
+        {"long": "x" * 257},
+        {"x" * 65: 1},
+        {"huge": 10**400},
+        {"huge": 2**63},
+    ):
         with pytest.raises(ValidationError, match="context"):
             event(context=context)
 
