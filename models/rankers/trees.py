@@ -73,7 +73,7 @@ class TreesConfig:
     """
 
     objective: str = "lambdarank"
-    rounds: int = 100
+    rounds: int = 60
     num_leaves: int = 31
     shrinkage: float = 0.05
     min_data_in_leaf: int = 200
