@@ -97,8 +97,9 @@ class Arrays:
             own = lists.span(at)
             labels[at, : own.stop - own.start] = lists.labels[own]
             positions[at, : own.stop - own.start] = lists.positions[own]
-        parts = [
-            build(tables, lists.candidates(range(start, min(start + BATCH, r))), names) for start in range(0, r, BATCH)
+        parts = [  # one at least, so that no list has arrays too
+            build(tables, lists.candidates(range(start, min(start + BATCH, r))), names)
+            for start in range(0, max(r, 1), BATCH)
         ]
         feeds = {name: _stacked([part.pop(name) for part in parts], name) for name in names}
         return cls(feeds, labels, positions, lists.users)

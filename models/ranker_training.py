@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from models.calibration import shifted
-from models.errors import Diverged, InvalidOption
+from models.errors import Diverged, EmptyLog, InvalidOption
 from models.export import trace
 from models.lists import Arrays
 from models.progress import Progress
@@ -83,7 +83,7 @@ class RankerTraining:
             found = [float(part) for part in self.task_weights.split(",")]
         except ValueError:
             found = []
-        if len(found) != tasks or min(found) < 0:
+        if len(found) != tasks or not all(0 <= weight < math.inf for weight in found):
             raise InvalidOption(f"task_weights {self.task_weights!r}: {tasks} numbers of 0 or more were expected")
         return found
 
@@ -108,8 +108,11 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
         model: a module whose `forward(*feeds)` gives logits (B, C, T), its feeds those of `model.inputs`.
 
     Raises:
+        EmptyLog: there is no list to learn from.
         Diverged: the loss stopped being a number.
     """
+    if not len(train):
+        raise EmptyLog("there is no list to learn from; give a log with more users, or a longer part of it to training")
     torch.set_num_threads(how.threads)
     torch.manual_seed(how.seed)
     tasks = train.labels.shape[2]
@@ -249,7 +252,7 @@ def grade(
         places: what each place adds, as `Fitted` has it. Lists that were shown have clicks of their places too: judged
             without them, a model would be the better the more of that bias it has taken for taste.
     """
-    reached: list[FloatArray] = []
+    reached = [np.zeros(0, dtype=np.float32)]
     for start in range(0, len(arrays), 64):
         which = np.arange(start, min(start + 64, len(arrays)))
         labels = np.nan_to_num(arrays.labels[which]).sum(axis=2)
