@@ -27,7 +27,7 @@ from models.errors import Diverged, EmptyLog, InvalidOption
 from models.export import trace
 from models.lists import Arrays
 from models.progress import Progress
-from models.train import Interruption
+from models.train import Interruption, averaged, move
 from retrieval.sequences import FloatArray
 
 LAST_POSITION = 500  # places further down count as this one
@@ -46,18 +46,21 @@ class RankerTraining:
         patience: epochs without a better validation figure before the run ends.
         negatives: candidates without any feedback that are drawn from each list anew in each epoch; 0 takes all.
         task_weights: weight of each task's loss in the order of the tasks; empty means 1 each.
+        average: decay per step of the moving average of weights that is judged and kept; 0 is off. A few thousand lists
+            are learnt by heart within an epoch or two, and the mean over steps forgets what single lists said.
         listwise: weight of a softmax cross-entropy over each list (its first task) beside the pointwise losses.
         seed: of weights, order, dropout and drawn candidates.
         threads: cores that may be used.
     """
 
-    learning_rate: float = 1e-3
-    decay: float = 1e-6
+    learning_rate: float = 5e-4
+    decay: float = 1e-4
     batch: int = 32
-    epochs: int = 20
-    patience: int = 3
+    epochs: int = 40
+    patience: int = 4
     negatives: int = 0
     task_weights: str = ""
+    average: float = 0.995
     listwise: float = 0.0
     seed: int = 1
     threads: int = 2
@@ -70,6 +73,8 @@ class RankerTraining:
         for name in ("decay", "negatives", "listwise", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidOption(f"{name} {getattr(self, name)} must not be negative")
+        if not 0 <= self.average < 1:
+            raise InvalidOption(f"average {self.average} must be at least 0 and below 1")
 
     def weights(self, tasks: int) -> list[float]:
         """The weight of each task.
@@ -124,8 +129,9 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
         {"params": [places], "lr": max(how.learning_rate, PLACES_RATE)},
     ]
     optimiser = torch.optim.Adam(groups, lr=how.learning_rate)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()} if how.average else {}
     best, best_epoch, kept = -math.inf, 0, None
-    began, epoch = time.monotonic(), 0
+    began, epoch, steps = time.monotonic(), 0, 0
     while epoch < how.epochs and epoch - best_epoch < how.patience:
         model.train()
         total, batches = 0.0, plan(len(train), how.batch, seed=how.seed, epoch=epoch)
@@ -141,17 +147,22 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                if average:
+                    # A mean over fewer steps at first, or a short run would be judged by what it began with.
+                    move(average, model, min(how.average, (1 + steps) / (10 + steps)))
+                steps += 1
                 total += float(loss.detach())
                 if not math.isfinite(total):
                     raise Diverged(f"the loss is {total} in epoch {epoch + 1}; lower --set learning_rate=")
                 if interruption.asked:
                     raise KeyboardInterrupt
         epoch += 1
-        reached = grade(model.probabilities, validation, places.detach().numpy())
-        better = reached > best
-        if better:
-            best, best_epoch = reached, epoch
-            kept = copy.deepcopy(model.state_dict()), places.detach().clone()
+        with averaged(model, average):
+            reached = grade(model.probabilities, validation, places.detach().numpy())
+            better = reached > best
+            if better:
+                best, best_epoch = reached, epoch
+                kept = copy.deepcopy(model.state_dict()), places.detach().clone()
         minutes = (time.monotonic() - began) / 60
         progress.say(
             f"epoch {epoch:3d}  loss {total / len(batches):.5f}  validation NDCG@10 {reached:.4f} "

@@ -212,6 +212,15 @@ def test_it_stops_when_nothing_gets_better_and_gives_back_the_best_weights() -> 
     assert not model.training
 
 
+def test_the_mean_of_weights_over_steps_is_what_is_kept() -> None:
+    train, validation = sorted_lists(40, upwards=True), sorted_lists(10, upwards=True, seed=1)
+    own, mean = Line(), Line()
+    for model, average in ((own, 0.0), (mean, 0.9)):
+        fit(model, train, validation, average=average, epochs=1, learning_rate=0.1)
+    # One direction from nought: the mean over steps lags behind the last one, and is on its way.
+    assert 0 < float(mean.weight.detach()) < float(own.weight.detach())
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others() -> None:
     lists = sorted_lists(24, upwards=True)
     weights = []
@@ -313,6 +322,7 @@ def test_grade_judges_shown_lists_with_what_their_places_add() -> None:
         ({"batch": 0}, "batch 0 must be above zero"),
         ({"epochs": math.inf}, "epochs inf must be above zero"),
         ({"negatives": -1}, "negatives -1 must not be negative"),
+        ({"average": 1.0}, "average 1.0 must be at least 0 and below 1"),
         ({"listwise": NAN}, "listwise nan must not be negative"),
     ],
 )
