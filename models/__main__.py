@@ -18,12 +18,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from models import ranker_runs, runs, transfer
+from models import comparison, ranker_runs, runs, transfer
 from models.bandit_comparison import CAMPAIGNS, compare_bandits
 from models.errors import ExportError, InvalidOption
-from models.export import EXACT_BELOW
+from models.export import EXACT_BELOW, git_commit
 from models.layouts import layouts
 from models.progress import Progress
 from models.registry import families, family
@@ -102,9 +103,10 @@ def _train_ranker(options: argparse.Namespace, progress: Progress) -> int:
 
 
 def _chain(options: argparse.Namespace, progress: Progress) -> int:
+    log = runs.read(_source(options), progress, impressions=True)
     judged = ranker_runs.compare_rankers(
         [Bundle.open(path) for path in options.bundles],
-        runs.read(_source(options), progress),
+        log,
         split=options.split,
         ks=options.k,
         progress=progress,
@@ -112,6 +114,16 @@ def _chain(options: argparse.Namespace, progress: Progress) -> int:
     print(judged)
     if options.json:
         options.json.write_text(json.dumps(judged.to_json(), indent=2) + "\n")
+    if options.results:
+        comparison.append_results(
+            options.results,
+            judged,
+            title=f"rankers, {options.data}, {options.split}",
+            date=datetime.now(UTC).date().isoformat(),
+            command=shlex.join(["python", "-m", "models", *sys.argv[1:]]),
+            commit=git_commit(),
+            data_digest=log.digest,
+        )
     return 0
 
 
@@ -336,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     chained.add_argument("--bundles", type=Path, nargs="+", required=True, help="of rankers over one retriever")
     chained.add_argument("--k", type=_numbers, default=(10, 20), help="list lengths, 10,20 by default")
     chained.add_argument("--json", type=Path, help="also write the figures there")
+    chained.add_argument("--results", type=Path, help="append the tables to this file")
     chained.set_defaults(run=_chain)
 
     cases = commands.add_parser(

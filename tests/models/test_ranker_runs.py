@@ -168,7 +168,9 @@ def test_by_command_line(chain: markov.Chain, tmp_path: Path, capsys: pytest.Cap
     assert "--retriever" in capsys.readouterr().err
     assert main([*asked, "--retriever", str(chain.bundle)]) == 0
     assert "lost in ranking" in capsys.readouterr().out
-    assert main(["chain", *data, "--bundles", str(out), "--json", str(tmp_path / "chain.json")]) == 0
+    kept = ["--json", str(tmp_path / "chain.json"), "--results", str(tmp_path / "results.md")]
+    assert main(["chain", *data, "--bundles", str(out), *kept]) == 0
+    assert "| retrieval alone" in (tmp_path / "results.md").read_text()
     said = json.loads((tmp_path / "chain.json").read_text())
     assert [order["name"] for order in said["orders"]] == ["retrieval alone", "ranked"]
     assert main(["train", "--model", "sasrec", *data, "--out", str(tmp_path / "x"), "--retriever", str(out)]) == 2
