@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import rankdata
 from torch.nn import functional
 
 from models.calibration import shifted
@@ -53,14 +54,14 @@ class RankerTraining:
         threads: cores that may be used.
     """
 
-    learning_rate: float = 5e-4
-    decay: float = 1e-4
-    batch: int = 32
+    learning_rate: float = 1e-3
+    decay: float = 1e-5
+    batch: int = 16
     epochs: int = 40
-    patience: int = 4
+    patience: int = 5
     negatives: int = 0
     task_weights: str = ""
-    average: float = 0.995
+    average: float = 0.99
     listwise: float = 0.0
     seed: int = 1
     threads: int = 2
@@ -129,6 +130,7 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
         {"params": [places], "lr": max(how.learning_rate, PLACES_RATE)},
     ]
     optimiser = torch.optim.Adam(groups, lr=how.learning_rate)
+    mean_places = places.detach().clone()
     average = {name: p.detach().clone() for name, p in model.named_parameters()} if how.average else {}
     best, best_epoch, kept = -math.inf, 0, None
     began, epoch, steps = time.monotonic(), 0, 0
@@ -147,9 +149,11 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                # A mean over fewer steps at first, or a short run would be judged by what it began with.
+                share = min(how.average, (1 + steps) / (10 + steps))
                 if average:
-                    # A mean over fewer steps at first, or a short run would be judged by what it began with.
-                    move(average, model, min(how.average, (1 + steps) / (10 + steps)))
+                    move(average, model, share)
+                mean_places.lerp_(places.detach(), 1.0 - share)
                 steps += 1
                 total += float(loss.detach())
                 if not math.isfinite(total):
@@ -158,14 +162,14 @@ def descend(model: Any, train: Arrays, validation: Arrays, how: RankerTraining, 
                     raise KeyboardInterrupt
         epoch += 1
         with averaged(model, average):
-            reached = grade(model.probabilities, validation, places.detach().numpy())
+            reached = grade(model.probabilities, validation, mean_places.numpy())
             better = reached > best
             if better:
                 best, best_epoch = reached, epoch
-                kept = copy.deepcopy(model.state_dict()), places.detach().clone()
+                kept = copy.deepcopy(model.state_dict()), mean_places.clone()
         minutes = (time.monotonic() - began) / 60
         progress.say(
-            f"epoch {epoch:3d}  loss {total / len(batches):.5f}  validation NDCG@10 {reached:.4f} "
+            f"epoch {epoch:3d}  loss {total / len(batches):.5f}  validation AUC {reached:.4f} "
             f"{'*' if better else ' '} {minutes:5.1f} min"
         )
     added = np.zeros(places.shape, dtype=np.float32)
@@ -253,9 +257,9 @@ def grade(
     arrays: Arrays,
     places: FloatArray | None = None,
 ) -> float:
-    """The mean NDCG@10 over lists with feedback, of the candidates by the sum of all tasks' probabilities.
+    """The mean over tasks of the mean AUC within lists that hold both outcomes; 0 where there is none.
 
-    Gains are the number of tasks that a candidate fulfilled.
+    A hundred held-out lists say little of the first ten places, and much of the order as a whole.
 
     Args:
         probabilities: of a batch of feeds.
@@ -263,18 +267,31 @@ def grade(
         places: what each place adds, as `Fitted` has it. Lists that were shown have clicks of their places too: judged
             without them, a model would be the better the more of that bias it has taken for taste.
     """
-    reached = [np.zeros(0, dtype=np.float32)]
+    reached: list[FloatArray] = []
     for start in range(0, len(arrays), 64):
         which = np.arange(start, min(start + 64, len(arrays)))
-        labels = np.nan_to_num(arrays.labels[which]).sum(axis=2)
         said = probabilities(arrays.batch(which))
         if places is not None:
             said = shifted(said, places[arrays.positions[which].clip(0, len(places) - 1)])
-        scores = said.sum(axis=2)
-        scores[np.isnan(arrays.labels[which]).all(axis=2)] = -np.inf
-        reached.append(ndcg(scores, labels))
-    every = np.concatenate(reached)
-    return float(every[~np.isnan(every)].mean()) if np.isfinite(every).any() else 0.0
+        reached.append(list_aucs(said, arrays.labels[which]))
+    every = np.concatenate(reached) if reached else np.zeros((0, 1), dtype=np.float32)
+    means = [column[~np.isnan(column)].mean() for column in every.T if not np.isnan(column).all()]
+    return float(np.mean(means)) if means else 0.0
+
+
+def list_aucs(scores: FloatArray, labels: FloatArray) -> FloatArray:
+    """float32, shape (B, T): within each list the chance that a fulfilled candidate stands above another, ties half.
+
+    Args:
+        scores: (B, C, T).
+        labels: (B, C, T), NaN where nobody knows. A list with one outcome alone has NaN.
+    """
+    known = ~np.isnan(labels)
+    ranks = rankdata(np.where(known, scores, -np.inf), axis=1)  # what is not known stands below everything
+    fulfilled = (labels > 0) & known
+    n, others = fulfilled.sum(axis=1), (known & ~fulfilled).sum(axis=1)
+    above = (ranks * fulfilled).sum(axis=1) - n * (n + 1) / 2 - n * (~known).sum(axis=1)
+    return np.where((n > 0) & (others > 0), above / np.maximum(n * others, 1), np.nan).astype(np.float32)
 
 
 def ndcg(scores: FloatArray, gains: FloatArray, k: int = 10) -> FloatArray:

@@ -58,7 +58,7 @@ class DINConfig:
     d: int = 16
     attention: int = 16
     hidden: str = "128,64"
-    dropout: float = 0.2
+    dropout: float = 0.1
     numbers: str = "both"
     buckets: int = 8
 

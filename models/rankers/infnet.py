@@ -89,7 +89,7 @@ class InfNetConfig:
     proxy_hidden: int = 64
     gate_hidden: int = 32
     towers: str = "32"
-    dropout: float = 0.2
+    dropout: float = 0.1
     numbers: str = "both"
     buckets: int = 8
     paper_gate: bool = False
