@@ -15,12 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+import toy_ranker
 from fastapi import FastAPI
 from toy_generative import toy_generative
 
 from retrieval.bundle import Bundle
 from retrieval.queries import NOTHING
-from retrieval.recommenders import Composed, Served, load
+from retrieval.recommenders import Composed, Served, TwoStage, load
 from service.app import create_app
 from service.errors import StoreUnavailable
 from service.settings import Settings
@@ -36,6 +37,11 @@ def served(toy_bundle: Path) -> Served:
 @pytest.fixture(scope="module")
 def generative(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return load(Bundle.open(toy_generative(tmp_path_factory.mktemp("generative") / "toy")))
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return load(Bundle.open(toy_ranker.write(tmp_path_factory.mktemp("ranked") / "toy")))
 
 
 @pytest.fixture
@@ -180,7 +186,9 @@ def test_generative_model_over_its_time_then_the_encoder(ask, generative):
                 time.sleep(0.005)  # what a search does between two looks at the clock
             return [NOTHING] * len(queries)
 
-    slow = replace(generative, recommender=Composed(Slow(), generative.dense))
+    stages = generative.recommender
+    two_stage = TwoStage(Composed(Slow(), generative.dense.first), stages.ranker, stages.arranger)
+    slow = replace(generative, recommender=two_stage)
     (answer,) = ask(("POST", RECOMMEND, {"history": ["i05"], "deadline_ms": 300}), of=slow)
     assert answer.status_code == 200
     assert answer.json()["degraded_reasons"] == ["generator_late"]
@@ -353,12 +361,41 @@ def test_degradation_in_order_each_visible(ask):
         assert f'sequitur_degraded_total{{reason="{reason}"}}' in late.text
 
 
+def test_deadline_near_then_the_ranker_is_skipped_visibly(ask, ranked, monkeypatch):
+    body = {"history": ["i05"], "k": 3, "explain": True}
+    in_time, plain = ask(("POST", RECOMMEND, body), ("POST", RECOMMEND, {**body, "deadline_ms": 4_000}), of=ranked)
+    assert in_time.json()["degraded_reasons"] == []
+    assert in_time.json()["ranking"]["ranked"] == plain.json()["ranking"]["ranked"] > 0
+    monkeypatch.setattr("service.pace.Pace.affordable", lambda *_: 0)  # there is time for no candidate
+    late, metrics = ask(("POST", RECOMMEND, body), ("GET", "/metrics"), of=ranked)
+    assert (len(ids(late)), late.json()["degraded_reasons"]) == (3, ["ranker_late"])
+    assert late.json()["ranking"]["ranked"] == 0
+    assert 'sequitur_degraded_total{reason="ranker_late"}' in metrics.text
+
+
+def test_placements_with_goals_and_diversity_of_their_own(ask, ranked, tmp_path):
+    file = tmp_path / "placements.toml"
+    file.write_text("[cheap]\ngoals = {click = 1}\n[dear]\ngoals = {like = 1}\ndiversity = 0.5\n")
+    body = {"history": ["i05"], "k": 5, "explain": True, "exclude_seen": False}
+    cheap, dear, own, far = ask(
+        ("POST", RECOMMEND, {**body, "placement": "cheap"}),
+        ("POST", RECOMMEND, {**body, "placement": "dear"}),
+        ("POST", RECOMMEND, {**body, "placement": {"goals": {"click": 1, "like": 0.5}}}),
+        ("POST", RECOMMEND, {**body, "diversity": 1.0}),
+        of=ranked,
+        placements=file,
+    )
+    assert cheap.json()["ranking"]["formula"] == "1 * click"
+    assert dear.json()["ranking"]["formula"] == "1 * like"
+    assert own.json()["ranking"]["formula"] == "1 * click + 0.5 * like"
+    assert ids(cheap) != ids(dear)
+    assert len({*ids(far)}) == 5
+
+
 def test_what_this_version_does_not_do_it_says(ask):
-    diversity, other, following = ask(
-        ("POST", RECOMMEND, {"diversity": 0.3}),
+    other, following = ask(
         ("POST", RECOMMEND, {"model": "another"}),
         ("GET", "/v1/recommendations/abc/next"),
     )
-    assert "not supported yet" in diversity.json()["detail"]
     assert "'another' is not served here" in other.json()["detail"]
     assert (following.status_code, following.json()["code"]) == (404, "not_found")
