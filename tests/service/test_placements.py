@@ -186,9 +186,11 @@ class TestWhatARequestSaysBesides:
     def test_diversity_needs_no_placement(self, placements):
         assert placements.wanted(body(diversity=0.5)).rules == Rules(diversity=0.5)
 
-    @pytest.mark.parametrize(("own", "where"), [("hom", "placement"), ({"name": "hom", "k": 3}, "placement.name")])
+    @pytest.mark.parametrize(
+        ("own", "where"), [("nowhere", "placement"), ({"name": "nowhere", "k": 3}, "placement.name")]
+    )
     def test_an_unknown_name_is_refused_with_those_that_exist(self, placements, own, where):
-        expected = rf"{where}: there is no placement 'hom'; use home, under the fold, or leave it out"
+        expected = rf"{where}: there is no placement 'nowhere'; use home, under the fold, or leave it out"
         with pytest.raises(InvalidRequest, match=expected):
             placements.wanted(body(placement=own))
         with pytest.raises(InvalidRequest, match=expected):
@@ -261,14 +263,14 @@ class TestLists:
             seen = await client.post(URL, json={"history": ["i05"], "placement": "cart"})
             assert "i05" in ids(seen)
             for unknown in (
-                await client.post(URL, json={"placement": "hom"}),
-                await client.get("/v1/users/anna/recommendations", params={"placement": "hom"}),
-                await client.post("/v1/rankings", json={"candidates": ["i01"], "placement": "hom"}),
+                await client.post(URL, json={"placement": "nowhere"}),
+                await client.get("/v1/users/anna/recommendations", params={"placement": "nowhere"}),
+                await client.post("/v1/rankings", json={"candidates": ["i01"], "placement": "nowhere"}),
             ):
                 assert (unknown.status_code, unknown.json()["code"]) == (422, "invalid_request")
-                assert "there is no placement 'hom'; use home, cart" in unknown.json()["detail"]
+                assert "there is no placement 'nowhere'; use home, cart" in unknown.json()["detail"]
         async with open_client() as client:
-            labelled = await client.post(URL, json={"history": ["i05"], "placement": "hom"})
+            labelled = await client.post(URL, json={"history": ["i05"], "placement": "nowhere"})
             assert labelled.status_code == 200
 
     async def test_empty_history_and_failed_model_keep_to_the_rules(self, open_client, served):
