@@ -25,8 +25,9 @@ def test_every_family_says_what_the_list_shows() -> None:
     for name, made in found.items():
         assert all(isinstance(getattr(made, fact), str) for fact in ("paper", "stage", "status")), name
         assert isinstance(made.exclude_seen, bool)
-        assert made.inputs
-        assert made.Config().window > 0
+        if made.stage != "ranker":  # what a ranker reads depends on what is declared
+            assert made.inputs
+            assert made.Config().window > 0
 
 
 def test_an_unknown_model_is_refused_with_those_that_are_known() -> None:
