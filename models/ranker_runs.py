@@ -19,7 +19,7 @@ from models import calibration as calibrations
 from models import chain, declaration, impressions, ranker_export, statistics, tasks
 from models.chain import Chain
 from models.errors import InvalidOption
-from models.evaluate import Contexts
+from models.evaluate import Contexts, Seen
 from models.events import EventLog
 from models.histories import Histories
 from models.lists import Arrays, Lists
@@ -27,14 +27,16 @@ from models.progress import Progress
 from models.ranker_training import Fitted, RankerTraining
 from models.registry import configure, family
 from models.splits import Cases, Split, leave_one_out, temporal
-from retrieval.bundle import RANKER, Bundle, refuse_taken
+from retrieval.bundle import Bundle, refuse_taken
 from retrieval.calibration import Calibration
+from retrieval.engine import open_ranker
 from retrieval.errors import InvalidInput
 from retrieval.features import FeatureTables
 from retrieval.filters import NO_FILTER
 from retrieval.ranking import CANDIDATES, OnnxRanker, Ranking
 from retrieval.recommenders import Served, load
 from retrieval.sequences import IntArray
+from retrieval.tasks import Task
 
 SplitName = Literal["loo", "temporal"]
 STANDARDISED_OVER = 1000  # lists
@@ -115,6 +117,15 @@ class Replay:
     contexts: Contexts
     is_leave_one_out: bool
 
+    @property
+    def seen(self) -> Seen:
+        """What becomes of the items of a history."""
+        return "filtered" if self.served.bundle.manifest.exclude_seen else "kept"
+
+    def how(self, retriever: str, candidates: int) -> str:
+        """Where lists come from, for a protocol."""
+        return f"lists of {candidates} from {retriever}, seen items {self.seen}"
+
     def lists(self, cases: Cases, wanted: Sequence[Any], settings: RankerData, progress: Progress) -> Lists:
         """What the retriever returns for the cases, labelled by what followed."""
         served, source = self.served, cases.source
@@ -133,7 +144,7 @@ class Replay:
             contexts=self.contexts,
             horizon=settings.horizon,
             labels_from=earlier,
-            seen="filtered" if served.bundle.manifest.exclude_seen else "kept",
+            seen=self.seen,
             on_progress=progress.cases,
         )
 
@@ -260,15 +271,16 @@ def train_ranker(
         overwrite=overwrite,
     )
     made = Bundle.open(out)
+    ranker = opened(made)
     if shown is not None:
-        table = chain.tasks_table(opened(made), shown, fitted.places)
+        table = chain.tasks_table(ranker, shown, fitted.places)
         progress.say(f"on {len(shown):,} lists that were shown in the test part:\n{table}")
     judged = chain.judge(
         source.split.test,
         asked,
-        {made.path.name: opened(made)},
+        {made.path.name: ranker},
         n_items=len(catalog),
-        how=how_listed(retriever, settings.candidates),
+        how=source.how(retriever.name, settings.candidates),
         on_progress=progress.cases,
     )
     return made, judged
@@ -282,18 +294,23 @@ def compare_rankers(
     Raises:
         InvalidInput: a bundle without a ranker, of another retriever, or with other tasks.
     """
+    rankers: dict[str, OnnxRanker] = {}
+    wanted: dict[str, Task] = {}
     for bundle in bundles:
-        if RANKER not in bundle.manifest.graphs:
-            raise InvalidInput(f"bundle {bundle.name} has no ranker; train one with --retriever {bundle.path}")
+        rankers[bundle.path.name if bundle.path.name not in rankers else bundle.name] = ranker = opened(bundle)
+        for task in ranker.settings.features.tasks:
+            if wanted.setdefault(task.name, task) != task:
+                raise InvalidInput(
+                    f"bundle {bundle.name} calls something else {task.name!r} than those before it do; only rankers of "
+                    "the same tasks compare"
+                )
         for what in ("retriever", "candidates"):
             if bundle.manifest.ranking[what] != bundles[0].manifest.ranking[what]:
                 raise InvalidInput(
                     f"bundle {bundle.name} ranks for {what} {bundle.manifest.ranking[what]!r}, {bundles[0].name} for "
                     f"{bundles[0].manifest.ranking[what]!r}; only orders of the same lists compare"
                 )
-    rankers = {bundle.path.name: opened(bundle) for bundle in bundles}
     source = replay(bundles[0], log, split=split, ask="first")
-    wanted = {task.name: task for ranker in rankers.values() for task in ranker.settings.features.tasks}
     settings = RankerData(candidates=int(bundles[0].manifest.ranking["candidates"]))
     asked = source.lists(source.split.test, tuple(wanted.values()), settings, progress)
     return chain.judge(
@@ -301,15 +318,10 @@ def compare_rankers(
         asked,
         rankers,
         n_items=len(source.served.catalog),
-        how=f"lists of {settings.candidates} from {bundles[0].manifest.ranking['retriever']}, seen items filtered",
+        how=source.how(bundles[0].manifest.ranking["retriever"], settings.candidates),
         ks=ks,
         on_progress=progress.cases,
     )
-
-
-def how_listed(retriever: Bundle, candidates: int) -> str:
-    """Where lists come from, for a protocol."""
-    return f"lists of {candidates} from {retriever.name}, seen items filtered"
 
 
 def opened(bundle: Bundle, *, threads: int = 1) -> OnnxRanker:
@@ -318,11 +330,10 @@ def opened(bundle: Bundle, *, threads: int = 1) -> OnnxRanker:
     Raises:
         InvalidInput: it has none.
     """
-    if bundle.statistics is None:
-        raise InvalidInput(f"bundle {bundle.name} has no ranker")
-    settings, graph = Ranking.parse(bundle.manifest.ranking), bundle.manifest.graphs[RANKER]
-    tables = FeatureTables.of(settings.features, bundle.statistics, bundle.catalog, bundle.item_vectors)
-    return OnnxRanker(bundle.path / graph.file, names=graph.inputs, settings=settings, tables=tables, threads=threads)
+    ranker = open_ranker(bundle, threads=threads)
+    if ranker is None:
+        raise InvalidInput(f"bundle {bundle.name} has no ranker; train one with --retriever {bundle.path}")
+    return ranker
 
 
 def by_user(users: IntArray, share: float, *, seed: int) -> tuple[IntArray, IntArray]:

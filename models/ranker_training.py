@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import rankdata
 from torch.nn import functional
 
-from models.calibration import shifted
+from models.calibration import group_auc, shifted
 from models.errors import Diverged, EmptyLog, InvalidOption
 from models.export import trace
 from models.lists import Arrays
@@ -267,31 +266,20 @@ def grade(
         places: what each place adds, as `Fitted` has it. Lists that were shown have clicks of their places too: judged
             without them, a model would be the better the more of that bias it has taken for taste.
     """
-    reached: list[FloatArray] = []
+    said = np.zeros(arrays.labels.shape, dtype=np.float32)
     for start in range(0, len(arrays), 64):
         which = np.arange(start, min(start + 64, len(arrays)))
-        said = probabilities(arrays.batch(which))
-        if places is not None:
-            said = shifted(said, places[arrays.positions[which].clip(0, len(places) - 1)])
-        reached.append(list_aucs(said, arrays.labels[which]))
-    every = np.concatenate(reached) if reached else np.zeros((0, 1), dtype=np.float32)
-    means = [column[~np.isnan(column)].mean() for column in every.T if not np.isnan(column).all()]
-    return float(np.mean(means)) if means else 0.0
-
-
-def list_aucs(scores: FloatArray, labels: FloatArray) -> FloatArray:
-    """float32, shape (B, T): within each list the chance that a fulfilled candidate stands above another, ties half.
-
-    Args:
-        scores: (B, C, T).
-        labels: (B, C, T), NaN where nobody knows. A list with one outcome alone has NaN.
-    """
-    known = ~np.isnan(labels)
-    ranks = rankdata(np.where(known, scores, -np.inf), axis=1)  # what is not known stands below everything
-    fulfilled = (labels > 0) & known
-    n, others = fulfilled.sum(axis=1), (known & ~fulfilled).sum(axis=1)
-    above = (ranks * fulfilled).sum(axis=1) - n * (n + 1) / 2 - n * (~known).sum(axis=1)
-    return np.where((n > 0) & (others > 0), above / np.maximum(n * others, 1), np.nan).astype(np.float32)
+        said[which] = probabilities(arrays.batch(which))
+    if places is not None:
+        said = shifted(said, places[arrays.positions.clip(0, len(places) - 1)])
+    lists = np.broadcast_to(np.arange(len(arrays))[:, None], arrays.labels.shape[:2])
+    aucs = []
+    for t in range(arrays.labels.shape[2]):
+        known = ~np.isnan(arrays.labels[:, :, t])
+        if known.any():
+            aucs.append(group_auc(said[:, :, t][known], arrays.labels[:, :, t][known], lists[known]))
+    found = [auc for auc in aucs if not math.isnan(auc)]
+    return float(np.mean(found)) if found else 0.0
 
 
 def ndcg(scores: FloatArray, gains: FloatArray, k: int = 10) -> FloatArray:

@@ -39,8 +39,7 @@ class Family(Protocol):
         Config: frozen dataclass of its hyper-parameters.
         recipe: training options whose defaults this family changes.
         inputs: names from `retrieval.inputs`, in the order of `forward`.
-        exclude_seen: whether what a user had already is left out of answers unless a request says otherwise.
-        config: the resolved hyper-parameters; has at least `window`.
+        config: the resolved hyper-parameters.
     """
 
     paper: ClassVar[str]
@@ -49,11 +48,20 @@ class Family(Protocol):
     Config: ClassVar[type]
     recipe: ClassVar[Mapping[str, Any]]
     inputs: ClassVar[tuple[str, ...]]
-    exclude_seen: ClassVar[bool]
     config: Any
 
 
-class Encoder(Family, Protocol):
+class Finder(Family, Protocol):
+    """A model that finds items: an encoder or a generator. Its `config` has at least `window`.
+
+    Attributes:
+        exclude_seen: whether what a user had already is left out of answers unless a request says otherwise.
+    """
+
+    exclude_seen: ClassVar[bool]
+
+
+class Encoder(Finder, Protocol):
     """A model that makes one query out of a history, to be compared with item vectors."""
 
     def hidden(self, *feeds: torch.Tensor) -> torch.Tensor:
@@ -69,7 +77,7 @@ class Encoder(Family, Protocol):
         ...
 
 
-class Generator(Family, Protocol):
+class Generator(Finder, Protocol):
     """A model that writes the codes of the next item, level by level or all levels at once.
 
     Attributes:
@@ -102,7 +110,8 @@ class Generator(Family, Protocol):
 class Ranker(Family, Protocol):
     """A model that says for each candidate how likely each task is. Made of a `Config` and a `FeatureSet`.
 
-    Its `inputs` are names of `retrieval.features.ARRAYS`; NaN among the numbers means absent.
+    Its `inputs` are names of `retrieval.features.ARRAYS`, of an instance where they depend on the features; NaN among
+    the numbers means absent.
     """
 
     def fit(self, train: Arrays, validation: Arrays, how: RankerTraining, progress: Progress) -> Fitted:

@@ -52,7 +52,7 @@ class Engine:
             BundleError: a file is unreadable, or the parts do not fit each other.
         """
         encoder = _encoder(bundle, threads, device) if "encoder" in bundle.manifest.graphs else None
-        ranker = _ranker(bundle, threads, device)
+        ranker = open_ranker(bundle, threads=threads, device=device)
         if bundle.manifest.kind != "generative":
             return cls(encoder, ranker=ranker)
         settings = Generation.parse(bundle.manifest.generation)
@@ -130,8 +130,12 @@ def _decoder(
     return decoder
 
 
-def _ranker(bundle: Bundle, threads: int, device: str) -> OnnxRanker | None:
-    """The ranker, after it has ranked two lists; None where the bundle has none."""
+def open_ranker(bundle: Bundle, *, threads: int = 1, device: str = "cpu") -> OnnxRanker | None:
+    """The ranker, after it has ranked two lists; None where the bundle has none.
+
+    Raises:
+        BundleError: it does not fit its bundle.
+    """
     if bundle.statistics is None:
         return None
     settings, graph = Ranking.parse(bundle.manifest.ranking), bundle.manifest.graphs[RANKER]

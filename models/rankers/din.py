@@ -135,7 +135,6 @@ class DIN(nn.Module):
     Config: ClassVar[type] = DINConfig
     recipe: ClassVar[Mapping[str, Any]] = {}
     inputs: ClassVar[tuple[str, ...]] = ARRAYS
-    exclude_seen: ClassVar[bool] = True
     carried: Tensor
 
     def __init__(self, config: DINConfig, features: FeatureSet) -> None:

@@ -294,7 +294,6 @@ class InfNet(nn.Module):
     Config: ClassVar[type] = InfNetConfig
     recipe: ClassVar[Mapping[str, Any]] = {}
     inputs: ClassVar[tuple[str, ...]] = ARRAYS
-    exclude_seen: ClassVar[bool] = True
 
     def __init__(self, config: InfNetConfig, features: FeatureSet) -> None:
         super().__init__()

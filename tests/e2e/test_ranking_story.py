@@ -19,13 +19,13 @@ from retrieval.filters import NO_FILTER
 from retrieval.queries import Query
 from retrieval.recommenders import load
 
-USERS = 800
+USERS = 1400
 WANTED = "; ".join(f"{name}: event_type == {name}" for name in TASKS)
 
 
 @pytest.fixture(scope="module")
 def shop() -> Simulation:
-    return simulate(users=USERS, items=120, lists=10, seed=11)
+    return simulate(users=USERS, items=120, lists=12, seed=12)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_lower_places_are_seen_less_and_the_ranker_knows_it(ranked: Bundle, shop
     places = np.array(ranked.manifest.metrics["ranking"]["places"])
     clicks = places[1:, TASKS.index("click")]
     assert clicks[0] == 0
-    assert clicks[-3:].mean() < clicks[1] < -0.3
-    assert np.corrcoef(clicks, np.log(shop.propensities[1:]))[0, 1] > 0.8
+    assert (np.diff(clicks)[:3] < 0).all()
+    assert np.corrcoef(clicks, np.log(shop.propensities[1:]))[0, 1] > 0.9
 
 
 def test_probabilities_are_those_of_the_first_place(ranked: Bundle, shop: Simulation, shown: Any):
@@ -111,5 +111,5 @@ def test_goal_weights_move_the_answer_monotonically(ranked: Bundle, shop: Simula
     # By what the ranker believes each single list moves one way; by what is true the mean list does, as nearly as the
     # ranker is right. Clicks come with likes and purchases anyway, so their goal has little left to move.
     assert np.diff(np.array(said), axis=0).min() > -1e-4
-    assert np.diff(true).min() > -0.05 * true[0]
+    assert np.diff(true).min() > -0.03 * true[0]
     assert task == "click" or true[-1] > 1.05 * true[0]

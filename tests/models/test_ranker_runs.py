@@ -146,6 +146,18 @@ def test_only_rankers_of_the_same_lists_are_compared(chain: markov.Chain, log: A
         compare_rankers([Bundle.open(chain.bundle)], log, split="loo", ks=(10,), progress=Progress())
 
 
+def test_rankers_of_other_tasks_are_not_compared(log: Any, ranked: Any, made: Any):
+    again, _ = made("again", tasks="click: event_type == view")
+    with pytest.raises(InvalidInput, match="calls something else 'click'"):
+        compare_rankers([ranked[0], again], log, split="loo", ks=(10,), progress=Progress())
+
+
+def test_bundles_of_one_name_keep_a_line_each(log: Any, ranked: Any, made: Any):
+    namesake, _ = made("ranked", codes="false")
+    judged = compare_rankers([ranked[0], namesake], log, split="loo", ks=(10,), progress=Progress())
+    assert [line.report.name for line in judged.lines] == ["retrieval alone", "ranked", namesake.name]
+
+
 def test_users_are_never_on_both_sides():
     users = np.repeat(np.arange(50), 3)
     learning, holding = by_user(users, 0.3, seed=1)

@@ -19,7 +19,6 @@ from models.ranker_training import (
     descend,
     drawn,
     grade,
-    list_aucs,
     log_odds,
     losses,
     ndcg,
@@ -289,23 +288,16 @@ def test_ndcg_by_hand() -> None:
     assert ndcg(scores[:1], gains[:1], k=1).tolist() == [0.0]
 
 
-def test_aucs_of_lists_by_hand() -> None:
-    scores = np.array([[0.9, 0.5, 0.5, 0.1], [0.3, 0.2, 0.1, 0.4], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32)[..., None]
-    labels = np.array([[1, 0, 1, 0], [0, 1, 0, NAN], [1, 1, 1, NAN]])[..., None]
-    # 0.9 stands above both others, 0.5 above one and level with the other: 3.5 of 4. Then 0.2: below one, above one.
-    np.testing.assert_allclose(list_aucs(scores, labels)[:, 0], [3.5 / 4, 0.5, NAN])
-
-
 def test_grade_is_over_lists_with_feedback_and_leaves_absent_candidates_out() -> None:
     labels = np.array([[[1.0, 1.0], [0.0, 1.0], [NAN, NAN]], [[0.0, 0.0], [0.0, NAN], [0.0, 0.0]]])
-    lists = arrays(np.array([[2.0, 1.0, 9.0], [1.0, 2.0, 3.0]]), labels)
+    lists = arrays(np.array([[0.2, 0.1, 0.9], [0.1, 0.2, 0.3]]), labels)
 
     def by_number(feeds: Any) -> np.ndarray:
         return np.repeat(feeds["candidate_numbers"], 2, axis=2)
 
     assert grade(by_number, lists) == 1.0
-    assert grade(lambda feeds: -by_number(feeds), lists) == 0.0
-    assert grade(by_number, arrays(np.ones((2, 3)), np.zeros((2, 3)))) == 0.0
+    assert grade(lambda feeds: 1 - by_number(feeds), lists) == 0.0
+    assert grade(by_number, arrays(np.ones((2, 3)), np.zeros((2, 3, 2)))) == 0.0
 
 
 def test_grade_judges_shown_lists_with_what_their_places_add() -> None:

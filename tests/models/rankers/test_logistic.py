@@ -95,8 +95,10 @@ def test_tasks_share_nothing() -> None:
 
 
 def test_a_strong_penalty_makes_weights_small() -> None:
-    weak, strong = (fitted(arrays(50), decay=decay).parts["candidate_numbers"].weight for decay in (0.0, 1.0))
-    assert float(strong.detach().abs().max()) < 0.3 * float(weak.detach().abs().max())
+    weak, strong = (
+        fitted(arrays(50), decay=decay, batch=8, average=0.0).parts["candidate_numbers"].weight for decay in (0.0, 1.0)
+    )
+    assert float(strong.detach().abs().max()) < 0.2 * float(weak.detach().abs().max())
 
 
 def test_only_what_is_declared_is_an_input() -> None:
