@@ -11,10 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from retrieval.recommenders import Served
 from service import __version__, documentation, logs, settings
 from service.errors import of_http, of_validation
+from service.express import Application
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate
 from service.placements import Placements
@@ -60,18 +62,19 @@ def create_app(
             yield
             app.state.shell = None
 
-    app = FastAPI(
+    def layers(inner: ASGIApp) -> ASGIApp:
+        return Edge(Gate(BodyLimit(inner, limit_bytes=MAX_BODY_BYTES), keys=keys), clock=clock)
+
+    app = Application(
+        layers=layers,
+        express=api.routes,
         title="Sequitur",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[
-            Middleware(Edge, clock=clock),
-            Middleware(Gate, keys=keys),
-            Middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES),
-        ],
+        middleware=[Middleware(layers)],
         exception_handlers={HTTPException: _http, RequestValidationError: _validation},
     )
     app.state.shell = None

@@ -5,13 +5,13 @@ counts and logs what came of it. `Gate` asks for API keys, `BodyLimit` reads bod
 """
 
 import asyncio
+import itertools
 import logging
 import re
-import uuid
+import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,14 +23,18 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GONE = 499  # in metrics and logs only: the client closed the connection before there was an answer
+WATCH_AFTER_S = 0.005  # most answers are there by then, and watching costs a task
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/livez", "/readyz", "/metrics", "/static")  # asked every few seconds, and of no interest when all is well
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-}
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_PAGE_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+_PROCESS = secrets.token_hex(8)
+_number = itertools.count(secrets.randbits(32))
 
 
 class ClientGone(Exception):
@@ -44,6 +48,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ClientGone: it went.
     """
     task = asyncio.current_task()
+    assert task is not None  # a coroutine runs in one
+    watcher: asyncio.Task[None] | None = None
     is_gone = False
 
     async def watch() -> None:
@@ -51,19 +57,33 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         is_gone = True
-        if task is not None:
-            task.cancel()
+        task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
-        if is_gone and task is not None:
+        if is_gone:
             task.uncancel()
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """A header of a request by its name in small letters; empty where it was not sent."""
+    for key, value in scope["headers"]:
+        if key == name:
+            said: str = value.decode("latin-1")
+            return said
+    return ""
 
 
 class Edge:
@@ -78,8 +98,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         arrived = self._clock()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        given = header(scope, b"x-request-id")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_number):016x}"
         scope.setdefault("state", {}).update(arrived=arrived, request_id=request_id)
         status = 500
         has_started = False
@@ -88,11 +108,10 @@ class Edge:
             nonlocal status, has_started
             if message["type"] == "http.response.start":
                 status, has_started = message["status"], True
-                headers = MutableHeaders(raw=message["headers"])
-                headers["x-request-id"] = request_id
-                headers["x-content-type-options"] = "nosniff"
-                if headers.get("content-type", "").startswith("text/html"):
-                    headers.update(_PAGE_HEADERS)
+                headers = message["headers"] = list(message["headers"])
+                headers += ((b"x-request-id", request_id.encode()), _NOSNIFF)
+                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
+                    headers += _PAGE_HEADERS
             await send(message)
 
         try:
@@ -148,7 +167,7 @@ class Gate:
             needed = needed_scope(scope["method"], scope["path"])
             if needed is not None:
                 client = scope["client"][0] if scope.get("client") else "an unknown address"
-                self._keys.allow(_presented(Headers(scope=scope)), needed, client=client)
+                self._keys.allow(_presented(scope), needed, client=client)
         await self._app(scope, receive, send)
 
 
@@ -163,20 +182,23 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = header(scope, b"content-length")
         if declared.isdecimal() and int(declared) > self._limit_bytes:
             raise BodyTooLarge(self._limit_bytes)
-        body = bytearray()
-        more = True
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            body += message.get("body", b"")
-            if len(body) > self._limit_bytes:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limit_bytes:
                 raise BodyTooLarge(self._limit_bytes)
             more = message.get("more_body", False)
-        whole: Message | None = {"type": "http.request", "body": bytes(body), "more_body": False}
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        scope.setdefault("state", {})["body"] = body  # for endpoints that need no stream
+        whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
 
         async def replay() -> Message:
             nonlocal whole
@@ -196,6 +218,6 @@ def route_of(scope: Scope) -> str:
     return "/static" if scope["path"].startswith("/static/") else "unmatched"
 
 
-def _presented(headers: Headers) -> str | None:
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else headers.get("x-api-key")
+def _presented(scope: Scope) -> str | None:
+    kind, _, key = header(scope, b"authorization").partition(" ")
+    return key.strip() if kind.lower() == "bearer" else header(scope, b"x-api-key") or None

@@ -41,7 +41,7 @@ from service.errors import (
     responses,
 )
 from service.items import Items
-from service.middleware import while_connected
+from service.middleware import header, while_connected
 from service.pipeline import Pipeline
 from service.schemas import (
     DEFAULT_K,
@@ -112,14 +112,19 @@ async def _parsed(request: Request, model: type[Body]) -> Body:
         UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
     """
     _state(request).permits.check()
-    media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
+    media = header(request.scope, b"content-type")
+    if media not in ("", "application/json") and not _is_json(media):
         # Browsers may send forms and plain text to other origins without asking; JSON they may not.
         raise UnsupportedMediaType(media)
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(request.state.body)
     except ValidationError as error:
         raise of_validation(error.errors(include_url=False)) from None
+
+
+def _is_json(media: str) -> bool:
+    kind = media.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def _json(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,0 +1,59 @@
+"""Both ways to an endpoint give the same answers, and only what is listed takes the shorter one."""
+
+import pytest
+
+from service.express import CALLS
+from service.routes import api
+
+pytestmark = pytest.mark.anyio
+
+BODIES = {
+    "/v1/recommendations": {"history": ["i02", "i03"], "k": 3},
+    "/v1/events": {"events": [{"user_id": "anna", "item_id": "i02"}]},
+    "/v1/rankings": {"history": ["i02"], "candidates": ["i05", "i03", "unknown"]},
+}
+CHANGES = ("recommendation_id", "timings_ms", "request_id")
+
+
+def lasting(answer) -> dict:
+    return {name: value for name, value in answer.json().items() if name not in CHANGES}
+
+
+def test_every_express_call_is_an_endpoint_and_has_a_case_here():
+    posted = {route.path for route in api.routes if "POST" in route.methods}
+    assert set(CALLS) == set(BODIES)
+    assert set(CALLS) <= posted
+
+
+@pytest.mark.parametrize("path", CALLS)
+@pytest.mark.parametrize("body", ["good", "empty", "no json", "no media"])
+async def test_the_express_lane_answers_as_the_framework_does(open_client, path, body):
+    content, media = {
+        "good": (None, None),
+        "empty": (b"", "application/json"),
+        "no json": (b"{", "application/json"),
+        "no media": (b"{}", "text/plain"),
+    }[body]
+    async with open_client() as client:
+        given = {"json": BODIES[path]} if content is None else {"content": content, "headers": {"content-type": media}}
+        express = await client.post(path, **given)
+        client.app._express = {}
+        usual = await client.post(path, **given)
+    assert express.status_code == usual.status_code
+    assert lasting(express) == lasting(usual)
+    left_out = {"x-request-id", "server-timing", "content-length"}
+    assert {k: v for k, v in express.headers.items() if k not in left_out} == {
+        k: v for k, v in usual.headers.items() if k not in left_out
+    }
+
+
+async def test_another_method_takes_the_usual_way(client):
+    answer = await client.get("/v1/events")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+async def test_a_bug_in_an_express_call_is_a_problem(open_client, monkeypatch):
+    async with open_client() as client:
+        monkeypatch.setattr(client.app._express["/v1/events"], "endpoint", lambda _request: 1 / 0)
+        answer = await client.post("/v1/events", json={})
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
