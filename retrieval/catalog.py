@@ -92,7 +92,7 @@ class NewItem:
     available: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Catalog:
     """All that can be recommended, in one order that never changes while a bundle lives.
 

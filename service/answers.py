@@ -64,7 +64,7 @@ class RecommendedItem(TypedDict):
             Field(description="The rule that put it here; `filled`: from outside the candidates, to keep to a cap."),
         ]
     ]
-    attributes: NotRequired[dict[str, Any]]
+    attributes: NotRequired[Annotated[Any, Field(json_schema_extra={"type": "object"})]]  # JSON already, see `cards`
     explanation: NotRequired[
         Annotated[Explanation, Field(description="Of generated and of ranked items, where asked for.")]
     ]

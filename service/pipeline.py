@@ -30,6 +30,7 @@ from service.answers import (
     SimilarAnswer,
 )
 from service.batching import MicroBatcher, Run
+from service.cards import Cards
 from service.errors import DeadlineExceeded
 from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
@@ -285,13 +286,13 @@ def _model(served: Served) -> ServedModel:
 
 def _items(served: Served, answer: Answer, *, explain: bool = False) -> list[RecommendedItem]:
     """Rows become ids again."""
-    ids, attributes = served.catalog.ids, served.catalog.attributes
+    ids, attributes = served.catalog.ids, Cards(served.catalog).attributes
     found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, strict=True)
     items: list[RecommendedItem] = []
     for rank, (row, score, source) in enumerate(found, start=1):
         item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
         known = attributes(row)
-        if known:
+        if known is not None:
             item["attributes"] = known
         if answer.reasons and answer.reasons[rank - 1]:
             item["reason"] = answer.reasons[rank - 1]  # type: ignore[typeddict-item]  # these words and no other
