@@ -10,6 +10,11 @@ The rules of a history, the same everywhere:
 - An `event_id` already seen for that user is a `duplicate`: as long as its event is kept, and for at least
   `dedup_ttl_s` after it arrived.
 - A user without an accepted event for `ttl_s` is forgotten.
+- One user merged into another: the events are appended in their order, and an event that both histories hold word for
+  word, without an id, counts as the same one. So merging again adds nothing.
+
+A frozen list is a payload and a position, under the id of its recommendation. It belongs to its user: it is erased with
+them, and goes over to whoever they are merged into.
 
 The rules of items, the same everywhere: of each item the latest word is kept, for good, under a version number that
 grows with every change; attributes that are left out of a change stay as they were said before.
@@ -55,6 +60,14 @@ class AppendResult:
     history: list[StoredEvent]
 
 
+class FrozenList(NamedTuple):
+    """What was recommended, kept for the next pages: bytes of the caller's, which should not name the user."""
+
+    recommendation_id: str
+    user_id: str | None
+    payload: bytes
+
+
 class ItemChange(NamedTuple):
     """What a caller said of an item: whether it may be shown, and its attributes. None: those said before, if any."""
 
@@ -71,7 +84,7 @@ class ItemChanges(NamedTuple):
 
 
 class SessionStore(Protocol):
-    """Histories by user id, and changes of items.
+    """Histories by user id, frozen lists, changes of items, and what workers and replicas tell each other.
 
     Every call may raise `StoreUnavailable`, within the store's `timeout_s`. Cancelling a call is always safe: it
     disturbs no other call, and an append not yet under way is not made.
@@ -107,7 +120,38 @@ class SessionStore(Protocol):
         """The events of a user, oldest first, at most `cap`; empty for an unknown user."""
 
     async def erase(self, user_id: str) -> bool:
-        """Forget a user, de-duplication included. True when there was something to forget."""
+        """Forget a user: events, de-duplication, frozen lists. True when there was something to forget.
+
+        Where the parts of a user lie on several servers this takes several steps; after an error, repeat it.
+        """
+
+    async def merge(self, source: str, target: str) -> int:
+        """Move what is known of one user to another and erase the first; how many events came to be kept by that.
+
+        Where the two lie on different servers this takes several steps, in none of which an event is lost; after an
+        error, repeat it.
+        """
+
+    async def keep_list(self, kept: FrozenList, *, at: int, ttl_s: float) -> None:
+        """Keep a list of which `at` items were shown already; it is forgotten after `ttl_s`."""
+
+    async def advance_list(self, recommendation_id: str, by: int) -> tuple[bytes, int] | None:
+        """The payload of a list, and the position before it is moved on by `by`, as one atomic step.
+
+        With `by` 0 it only reads. None for a list that is unknown, expired or erased.
+        """
+
+    async def count_distinct(self, name: str, members: Sequence[bytes], *, ttl_s: float) -> int:
+        """How many distinct members a named set holds after these are added; Redis may be wrong by a percent or two.
+
+        The set is forgotten `ttl_s` after its first member came.
+        """
+
+    async def announce(self, name: str, value: bytes) -> None:
+        """Keep a word for every worker and replica, for good; the latest one counts."""
+
+    async def announced(self, name: str) -> bytes | None:
+        """What was announced last under a name."""
 
     async def change_item(self, change: ItemChange) -> int:
         """Keep a change; the version that came of it, which is above every other.

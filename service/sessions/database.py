@@ -53,6 +53,33 @@ CREATE TABLE items (
     attributes BLOB -- JSON, or NULL where nothing was said of them
 ) WITHOUT ROWID
 """,
+    """
+CREATE TABLE lists (
+    recommendation_id TEXT PRIMARY KEY,
+    user_id TEXT, -- NULL: nobody's
+    payload BLOB NOT NULL,
+    position INTEGER NOT NULL,
+    expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX lists_by_user ON lists (user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX lists_by_expiry ON lists (expires_at);
+CREATE TABLE sets (
+    set_key INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    expires_at REAL NOT NULL
+);
+CREATE INDEX sets_by_expiry ON sets (expires_at);
+CREATE TABLE members (
+    set_key INTEGER NOT NULL,
+    member BLOB NOT NULL,
+    PRIMARY KEY (set_key, member)
+) WITHOUT ROWID;
+CREATE TABLE announcements (
+    name TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) WITHOUT ROWID
+""",
 )
 SCHEMA_VERSION = len(_STEPS)
 

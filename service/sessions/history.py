@@ -5,7 +5,8 @@ contract suite compares the three on random input.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -64,3 +65,20 @@ def merge(history: Sequence[E], events: Sequence[E], *, cap: int, was_trimmed: C
             trimmed.append(kept.pop(0))
         outcomes.append("accepted")
     return Merged(tuple(outcomes), kept, trimmed)
+
+
+def newcomers(history: Sequence[E], events: Sequence[E], *, words: Callable[[E], Hashable]) -> list[E]:
+    """Those of `events` that a history does not hold word for word; what it holds twice matches two.
+
+    Args:
+        words: what an event says, all of it.
+    """
+    held = Counter(map(words, history))
+    new = []
+    for event in events:
+        said = words(event)
+        if held[said]:
+            held[said] -= 1
+        else:
+            new.append(event)
+    return new

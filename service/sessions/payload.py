@@ -52,11 +52,16 @@ def decode(timestamp: float, event_id: str | None, payload: bytes) -> StoredEven
 
 def check_user_id(user_id: str) -> str:
     """The user id itself, when it is text that every store can hold."""
+    return check_text(user_id, "user_id")
+
+
+def check_text(text: str, field: str) -> str:
+    """The text itself, when every store can hold it."""
     try:
-        user_id.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise _refused("user_id", f"{user_id!r} is not valid Unicode text: {error.reason}") from error
-    return user_id
+        raise _refused(field, f"{text!r} is not valid Unicode text: {error.reason}") from error
+    return text
 
 
 def encode_attributes(change: ItemChange) -> bytes | None:

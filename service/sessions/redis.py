@@ -1,9 +1,10 @@
 """Histories in Redis: shared by all replicas of the service.
 
-Per user there is a list of events, oldest first, and a sorted set of the event ids that have left it. Both carry the
-user id as their hash tag and so live in one cluster slot. An append is one script and so one atomic round trip; calls
-that wait together share a pipeline. Changes of items are one hash, ordered by a sorted set of their versions; they
-are small, rare, and never expire.
+Per user there is a list of events, oldest first, a sorted set of the event ids that have left it, and one of the ids
+of their frozen lists. All carry the user id as their hash tag and so live in one cluster slot. An append is one script
+and so one atomic round trip; calls that wait together share a pipeline. A frozen list is a hash under its own id: for
+whoever only knows that. Changes of items are one hash, ordered by a sorted set of their versions; they are small,
+rare, and never expire, and neither do announcements.
 
 A call never owns the connection, it only waits for its reply (see `coalescing`): a caller that is cancelled or runs
 out of time leaves no reply behind for the next one. Nothing is retried here, because an append whose reply was lost
@@ -11,7 +12,6 @@ may have happened; a caller who retries sends an `event_id`.
 """
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha1
 from typing import Any
 
 import orjson
@@ -21,118 +21,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.errors import ConfigurationError, StoreUnavailable
-from service.sessions import AppendResult, ItemChange, ItemChanges, Outcome, StoredEvent
+from service.sessions import AppendResult, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent, scripts
 from service.sessions.coalescing import Coalescer, StoreFailure
-from service.sessions.payload import check_user_id, decode, decode_item, encode, encode_attributes
+from service.sessions.payload import check_text, decode, decode_item, encode, encode_attributes
+from service.sessions.scripts import Script
 
 Command = tuple[str | bytes | int, ...]
 
 LAYOUT = b"1"  # first line of every entry
 
-# The rules are those of `history.merge`; here they must run inside Redis. KEYS: the list, the set of trimmed ids.
-# ARGV: cap, milliseconds to keep a history, milliseconds to keep an id, whether to read back, then the new entries.
-# An entry is four lines: layout, timestamp, event id (as JSON, or nothing), payload.
-APPEND = rb"""
-local cap, ttl, dedup = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local entries = redis.call('LRANGE', KEYS[1], 0, -1)
-local stored, head = #entries, 1
-local late, trimmed, accepted, outcomes, added, stored_lines = false, false, false, {}, {}, nil
-
-local function read(entry)
-  local timestamp, id = string.match(entry, '^1\n([^\n]*)\n([^\n]*)\n')
-  if not timestamp then
-    error({err = 'LAYOUT of a stored event is not 1, the only one that this version of the service understands'})
-  end
-  return tonumber(timestamp), id
-end
-
-local function trim()
-  local _, id = read(entries[head])
-  if id ~= '' then
-    redis.call('ZADD', KEYS[2], now, id)
-    trimmed = true
-  end
-  head = head + 1
-end
-
--- An id line starts with a quote, no other line does, and JSON has no raw line breaks: so a plain search of all stored
--- entries finds ids and nothing else, in half the time of taking entries apart (0.7, not 1.2 ms, at 1,000 events).
-local function is_known(id)
-  if not stored_lines then
-    stored_lines = table.concat(entries, '\n')
-    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - dedup)
-  end
-  return added[id] or string.find(stored_lines, '\n' .. id .. '\n', 1, true) or redis.call('ZSCORE', KEYS[2], id)
-end
-
-local function push(first)
-  for i = first, #entries, 1000 do -- Lua passes some 8,000 arguments at most
-    redis.call('RPUSH', KEYS[1], unpack(entries, i, math.min(i + 999, #entries)))
-  end
-end
-
-while #entries - head + 1 > cap do trim() end
-for i = 5, #ARGV do
-  local timestamp, id = read(ARGV[i])
-  if id ~= '' and is_known(id) then
-    outcomes[#outcomes + 1] = 'd'
-  else
-    local low, high = head, #entries + 1
-    while low < high do
-      local middle = math.floor((low + high) / 2)
-      if timestamp < read(entries[middle]) then high = middle else low = middle + 1 end
-    end
-    if low == head and #entries - head + 1 == cap then
-      outcomes[#outcomes + 1] = 'o'
-    else
-      if low <= stored then late = true end
-      table.insert(entries, low, ARGV[i])
-      added[id] = true
-      if #entries - head + 1 > cap then trim() end
-      outcomes[#outcomes + 1] = 'a'
-      accepted = true
-    end
-  end
-end
-
-if late then
-  redis.call('DEL', KEYS[1])
-  push(head)
-else
-  push(math.max(head, stored + 1))
-  if head > 1 then redis.call('LTRIM', KEYS[1], math.min(head - 1, stored), -1) end
-end
-if accepted then redis.call('PEXPIRE', KEYS[1], ttl) end
-if trimmed then redis.call('PEXPIRE', KEYS[2], dedup) end
-
-local kept = {}
-if ARGV[4] == '1' then
-  for i = head, #entries do kept[#kept + 1] = entries[i] end
-end
-return {table.concat(outcomes), kept}
-"""
-# KEYS: the last version, item id -> `1` or `0` and its attributes, item ids by version.
 ITEM_KEYS = ("{sequitur:}:version", "{sequitur:}:items", "{sequitur:}:versions")
-CHANGE_ITEM = """
-local attributes = ARGV[3]
-if attributes == '' then attributes = string.sub(redis.call('HGET', KEYS[2], ARGV[1]) or '', 2) end
-local version = redis.call('INCR', KEYS[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. attributes)
-redis.call('ZADD', KEYS[3], version, ARGV[1])
-return version
-"""
-ITEM_CHANGES = """
-local changed = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. ARGV[1], '+inf')
-local out = {tonumber(redis.call('GET', KEYS[1]) or 0)}
-for _, id in ipairs(changed) do
-  out[#out + 1] = id
-  out[#out + 1] = redis.call('HGET', KEYS[2], id)
-end
-return out
-"""
-APPEND_SHA = sha1(APPEND, usedforsecurity=False).hexdigest()
+ANNOUNCED = "{sequitur:}:announced"  # a hash
+ROUNDS = 8  # of erasing or merging a user who is written to all the while; one is the rule
 _OUTCOMES: Mapping[int, Outcome] = {ord("a"): "accepted", ord("d"): "duplicate", ord("o"): "too_old"}
 
 # What occurs in the class name or the text of an error from Redis, and what helps.
@@ -189,7 +89,7 @@ class RedisSessionStore:
         self, batches: Mapping[str, Sequence[StoredEvent]], *, read_back: bool = True
     ) -> Mapping[str, AppendResult]:
         commands: list[Command] = [
-            ("EVALSHA", APPEND_SHA, 2, *keys(user_id), *self._limits, int(read_back), *map(_entry, events))
+            _run(scripts.APPEND, keys(user_id)[:2], *self._limits, "h" if read_back else "", *map(_entry, events))
             for user_id, events in batches.items()
         ]
         replies = await self._calls.call(commands, operation="append")
@@ -203,17 +103,76 @@ class RedisSessionStore:
         return _events("history", entries)
 
     async def erase(self, user_id: str) -> bool:
-        (removed,) = await self._calls.call([("UNLINK", *keys(user_id))], operation="erase")
-        return bool(removed)
+        was_there, gone = False, list[bytes]()
+        for _ in range(ROUNDS):
+            # The ids of lists leave last: whoever repeats an erasure that broke off finds them again.
+            command = _run(scripts.FORGET, keys(user_id), *gone)
+            ((removed, gone),) = await self._calls.call([command], operation="erase")
+            was_there |= bool(removed)
+            if not gone:
+                break
+            unlinked = await self._calls.call(
+                [("UNLINK", _list_key(each.decode())) for each in gone], operation="erase"
+            )
+            was_there |= any(unlinked)
+        return was_there
+
+    async def merge(self, source: str, target: str) -> int:
+        theirs, own = keys(source), keys(target)
+        if theirs == own:
+            return 0
+        moved, is_done, known, events = 0, False, b"", list[bytes]()
+        for _ in range(ROUNDS):
+            command = _run(scripts.DEPART, theirs, known, len(events))
+            ((removed, known, events, trimmed, lists),) = await self._calls.call([command], operation="merge")
+            is_done |= bool(removed)
+            if not (events or trimmed or lists):
+                return moved
+            arrivals = [
+                _run(scripts.ADOPT, own[1:], self._limits[2], len(trimmed) // 2, *trimmed, *lists),
+                _run(scripts.APPEND, own[:2], *self._limits, "m", *events),
+            ]
+            _, (outcomes, _) = await self._calls.call(arrivals, operation="merge")
+            moved += outcomes.count(b"a")
+        if not is_done:
+            raise StoreUnavailable("merge", "events of the user arrive faster than they can be moved; repeat it")
+        return moved  # what is left came during the merge, and may as well have come after it
+
+    async def keep_list(self, kept: FrozenList, *, at: int, ttl_s: float) -> None:
+        place = _list_key(kept.recommendation_id)
+        words = (kept.recommendation_id, kept.payload, at, round(ttl_s * 1000))
+        if kept.user_id is None:
+            command = _run(scripts.KEEP, (place,), *words)
+        else:
+            command = _run(scripts.OWN_AND_KEEP, (place, keys(kept.user_id)[2]), *words)
+        await self._calls.call([command], operation="keep_list")
+
+    async def advance_list(self, recommendation_id: str, by: int) -> tuple[bytes, int] | None:
+        place = _list_key(recommendation_id)
+        command = _run(scripts.ADVANCE, (place,), by) if by else ("HMGET", place, "payload", "at")
+        ((payload, at),) = await self._calls.call([command], operation="advance_list")
+        return None if payload is None else (payload, int(at))
+
+    async def count_distinct(self, name: str, members: Sequence[bytes], *, ttl_s: float) -> int:
+        command = _run(scripts.COUNT_DISTINCT, (_key(name, "name", "distinct"),), round(ttl_s * 1000), *members)
+        (count,) = await self._calls.call([command], operation="count_distinct")
+        return int(count)
+
+    async def announce(self, name: str, value: bytes) -> None:
+        await self._calls.call([("HSET", ANNOUNCED, check_text(name, "name"), value)], operation="announce")
+
+    async def announced(self, name: str) -> bytes | None:
+        (value,) = await self._calls.call([("HGET", ANNOUNCED, check_text(name, "name"))], operation="announced")
+        return None if value is None else bytes(value)
 
     async def change_item(self, change: ItemChange) -> int:
         attributes = encode_attributes(change) or b""
-        command: Command = ("EVAL", CHANGE_ITEM, 3, *ITEM_KEYS, change.item_id, int(change.available), attributes)
+        command = _run(scripts.CHANGE_ITEM, ITEM_KEYS, change.item_id, int(change.available), attributes)
         (version,) = await self._calls.call([command], operation="change_item")
         return int(version)
 
     async def item_changes(self, since: int = 0) -> ItemChanges:
-        command: Command = ("EVAL", ITEM_CHANGES, 3, *ITEM_KEYS, since)
+        command = _run(scripts.ITEM_CHANGES, ITEM_KEYS, since)
         ((version, *found),) = await self._calls.call([command], operation="item_changes")
         pairs = zip(found[::2], found[1::2], strict=True)
         return ItemChanges(
@@ -229,8 +188,10 @@ class RedisSessionStore:
             replies = await self._pipeline(commands)
             unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if unknown:  # a new, restarted or flushed Redis; these commands have not run
-                _, *again = await self._pipeline([("SCRIPT LOAD", APPEND), *(commands[i] for i in unknown)])
-                for i, reply in zip(unknown, again, strict=True):
+                sources = {scripts.BY_DIGEST[str(commands[i][1])].source for i in unknown}
+                loads: list[Command] = [("SCRIPT LOAD", source) for source in sources]
+                again = await self._pipeline([*loads, *(commands[i] for i in unknown)])
+                for i, reply in zip(unknown, again[len(loads) :], strict=True):
                     replies[i] = reply
         except (RedisError, OSError) as error:
             raise self._failure(error) from error
@@ -255,13 +216,30 @@ class RedisSessionStore:
         return StoreFailure(f"{self._where}: {remedy} ({said})")
 
 
-def keys(user_id: str) -> tuple[str, str]:
-    """The two keys of a user: the list of events, and the ids of events that have left it.
+def keys(user_id: str) -> tuple[str, str, str]:
+    """The keys of a user: the list of events, the ids of events that have left it, the ids of frozen lists."""
+    return (
+        _key(user_id, "user_id", "events"),
+        _key(user_id, "user_id", "trimmed"),
+        _key(user_id, "user_id", "lists"),
+    )
 
-    Braces inside an id would move the end of the hash tag, and with it one key away from the other.
+
+def _list_key(recommendation_id: str) -> str:
+    return _key(recommendation_id, "recommendation_id", "list")
+
+
+def _key(name: str, field: str, kind: str) -> str:
+    """The key of one kind of thing under a name, which decides the cluster slot.
+
+    Braces inside a name would move the end of the hash tag, and with it one key of a user away from the others.
     """
-    tag = check_user_id(user_id).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return f"{{sequitur:{tag}}}:events", f"{{sequitur:{tag}}}:trimmed"
+    tag = check_text(name, field).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return f"{{sequitur:{tag}}}:{kind}"
+
+
+def _run(script: Script, keys: Sequence[str], *words: str | bytes | int) -> Command:
+    return ("EVALSHA", script.digest, len(keys), *keys, *words)
 
 
 def _entry(event: StoredEvent) -> bytes:

@@ -65,6 +65,14 @@ class _FileRoom(_Room):
         return b"".join(path.read_bytes() for path in self._path.parent.glob(f"{self._path.name}*"))
 
 
+_READERS: dict[bytes, Callable[[redis.Redis, bytes], list[Any]]] = {
+    b"string": lambda client, key: [client.get(key)],
+    b"list": lambda client, key: client.lrange(key, 0, -1),
+    b"zset": lambda client, key: client.zrange(key, 0, -1, withscores=False),
+    b"hash": lambda client, key: [part for pair in client.hgetall(key).items() for part in pair],
+}
+
+
 class _RedisRoom(_Room):
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -82,7 +90,12 @@ class _RedisRoom(_Room):
                     self._client.zincrby(key, -seconds * 1000, member)
 
     def contents(self) -> bytes:
-        return b"".join(key + (self._client.dump(key) or b"") for key in self._client.scan_iter())
+        """Keys and values in plain text; a dump would not do, it is compressed."""
+        found = []
+        for key in self._client.scan_iter():
+            values = _READERS[self._client.type(key)](self._client, key)
+            found += [key, *(value if isinstance(value, bytes) else repr(value).encode() for value in values)]
+        return b"\n".join(found)
 
     def close(self) -> None:
         self._client.close()

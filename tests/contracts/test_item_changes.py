@@ -1,4 +1,4 @@
-"""What every session store promises of the items that callers changed, asked of all three."""
+"""What every session store promises of the items that callers changed, asked of each."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""What every session store promises, asked of all three."""
+"""What every session store promises, asked of each."""
 
 import asyncio
 import math

@@ -45,6 +45,24 @@ class AwayStore:
     async def erase(self, _user_id: str) -> bool:
         raise StoreUnavailable("erase", "it is away")
 
+    async def merge(self, _source: str, _target: str) -> int:
+        raise StoreUnavailable("merge", "it is away")
+
+    async def keep_list(self, _kept: object, **_: object) -> None:
+        raise StoreUnavailable("keep_list", "it is away")
+
+    async def advance_list(self, _recommendation_id: str, _by: int) -> Any:
+        raise StoreUnavailable("advance_list", "it is away")
+
+    async def count_distinct(self, _name: str, _members: object, **_: object) -> int:
+        raise StoreUnavailable("count_distinct", "it is away")
+
+    async def announce(self, _name: str, _value: bytes) -> None:
+        raise StoreUnavailable("announce", "it is away")
+
+    async def announced(self, _name: str) -> Any:
+        raise StoreUnavailable("announced", "it is away")
+
     async def change_item(self, _change: object) -> int:
         raise StoreUnavailable("change_item", "it is away")
 

@@ -27,20 +27,30 @@ def test_a_file_with_a_newer_schema_is_refused_and_left_alone(tmp_path):
     db = sqlite3.connect(path)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     db.close()
-    with pytest.raises(StoreUnavailable, match=r"schema version 3, newer than this service \(2\); upgrade"):
+    with pytest.raises(StoreUnavailable, match=r"schema version 4, newer than this service \(3\); upgrade"):
         opened(path)
 
 
-def test_a_file_of_an_older_schema_is_taken_along_with_what_it_holds(tmp_path):
+NEWER = {1: ("items",), 2: ("lists", "sets", "members", "announcements")}  # what each step has made
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_schema_is_taken_along_with_what_it_holds(tmp_path, version):
     path = tmp_path / "sessions.db"
     opened(path)
+    missing = [table for step, tables in NEWER.items() if step >= version for table in tables]
     db = sqlite3.connect(path)
-    db.executescript("INSERT INTO users VALUES (1, 'anna', 9e9); DROP TABLE items; PRAGMA user_version = 1")
+    db.execute("INSERT INTO users VALUES (1, 'anna', 9e9)")
+    for table in missing:
+        db.execute(f"DROP TABLE {table}")
+    db.execute(f"PRAGMA user_version = {version}")
+    db.commit()
     db.close()
     opened(path)
     db = sqlite3.connect(path)
     assert db.execute("SELECT user_id FROM users").fetchall() == [("anna",)]
-    assert db.execute("SELECT count(*) FROM items").fetchone() == (0,)
+    for table in missing:
+        assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     db.close()
 

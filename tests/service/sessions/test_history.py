@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.sessions.history import merge
+from service.sessions.history import merge, newcomers
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ def test_empty_appends_only_apply_the_cap(cap):
     kept = [Dated(1), Dated(2), Dated(3)]
     merged = merge(kept, [], cap=cap, was_trimmed=never)
     assert (merged.outcomes, merged.history, merged.trimmed) == ((), kept[-cap:], kept[:-cap])
+
+
+def test_an_event_held_already_is_no_newcomer_as_often_as_it_is_held():
+    held, other = Dated(1, None, "held"), Dated(1, None, "other")
+    words = lambda event: (event.timestamp, event.name)  # noqa: E731
+    assert newcomers([held, Dated(2)], [held, other, held, other], words=words) == [other, held, other]
+    assert newcomers([], [held], words=words) == [held]
 
 
 dated = st.builds(Dated, st.integers(0, 5).map(float), st.sampled_from([None, "a", "b", "c"]), st.text(max_size=1))

@@ -13,7 +13,7 @@ from redis.crc import key_slot
 from redis_server import RedisServer, free_port
 
 from service.errors import StoreUnavailable
-from service.sessions import SessionStore, StoredEvent, open_store
+from service.sessions import FrozenList, SessionStore, StoredEvent, open_store
 from service.sessions.redis import keys
 
 pytestmark = pytest.mark.redis
@@ -64,12 +64,16 @@ def test_an_append_with_everything_is_one_round_trip_and_calls_share_one_connect
     run(server.url, story, cap=3)
 
 
-def test_both_keys_of_a_user_expire_and_live_in_one_slot(server):
+def test_all_keys_of_a_user_expire_and_live_in_one_slot(server):
     async def story(store: SessionStore) -> None:
         await store.append("u", [event("a", 1, "e1"), event("b", 2), event("c", 3)])
+        await store.keep_list(FrozenList("r", "u", b""), at=0, ttl_s=60)
+        await store.keep_list(FrozenList("r", "u", b""), at=0, ttl_s=50)
         with redis.Redis.from_url(server.url) as client:
-            assert {key.decode() for key in client.scan_iter()} == set(keys("u"))
-            events, trimmed = keys("u")
+            assert {key.decode() for key in client.scan_iter()} == {*keys("u"), "{sequitur:r}:list"}
+            events, trimmed, lists = keys("u")
+            assert 59_000 < client.pttl(lists) <= 60_000
+            assert 49_000 < client.pttl("{sequitur:r}:list") <= 50_000
             assert 999_000 < client.pttl(events) <= 1_000_000
             assert 99_000 < client.pttl(trimmed) <= 100_000
 

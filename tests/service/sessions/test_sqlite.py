@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from service.errors import StoreUnavailable
-from service.sessions import SessionStore, StoredEvent, open_store
-from service.sessions.sqlite import PURGE_EVERY_S, PURGE_USERS
+from service.sessions import FrozenList, SessionStore, StoredEvent, open_store
+from service.sessions.sqlite import PURGE_EVERY_S, PURGE_LISTS, PURGE_USERS
 
 WRITER = Path(__file__).with_name("session_writer.py")
 ROOT = WRITER.parents[3]
@@ -132,7 +132,7 @@ def test_locked_writes_fail_with_the_reason_reads_go_on_and_the_loop_stays_free(
         other.close()
         assert (await store.append("u", [event("b", 1)])).outcomes == ("accepted",)
 
-    run(path, story, timeout_s=0.3)
+    run(path, story, timeout_s=1.0)
 
 
 def test_full_a_full_disk_refuses_with_the_remedy_loses_nothing_and_recovers(tmp_path):
@@ -202,3 +202,22 @@ def test_expired_users_and_ids_are_removed_from_the_file_in_passing(tmp_path):
         assert count(path, "events") == 2
 
     run(path, story, cap=2, ttl_s=100, dedup_ttl_s=50, clock=lambda: now)
+
+
+def test_expired_lists_and_sets_are_removed_from_the_file_in_passing(tmp_path):
+    path = tmp_path / "sessions.db"
+    now = 1000.0
+
+    async def story(store: SessionStore) -> None:
+        nonlocal now
+        for number in range(3):
+            await store.keep_list(FrozenList(f"r{number}", "u", b"x"), at=0, ttl_s=10)
+        await store.count_distinct("big", [str(n).encode() for n in range(PURGE_LISTS + 10)], ttl_s=10)
+        now += 11
+        await store.keep_list(FrozenList("last", "u", b"x"), at=0, ttl_s=10)
+        assert (count(path, "lists"), count(path, "sets"), count(path, "members")) == (1, 1, 10)
+        now += PURGE_EVERY_S
+        await store.append("visitor", [event("x")])
+        assert (count(path, "sets"), count(path, "members")) == (0, 0)
+
+    run(path, story, clock=lambda: now)
