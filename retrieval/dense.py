@@ -13,6 +13,7 @@ from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Stage
 from retrieval.sequences import FloatArray, IntArray
 
+RETRIEVED = "retrieval"  # the source of what it finds
 EVERY_ROW = np.iinfo(np.int64).max
 
 
@@ -56,7 +57,7 @@ class Dense:
                 exclude = [queries[b].exclude for b in members]
                 found = self._index.search(embeddings[members], k, eligible, exclude)
                 for b, (rows, scores) in zip(members, found, strict=True):
-                    answers[b] = Answer.of(rows, scores, "retrieval")
+                    answers[b] = Answer.of(rows, scores, RETRIEVED)
         return answers
 
     def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
@@ -84,17 +85,21 @@ class Dense:
 
 
 class Similar:
-    """Item to item: the cosine of their vectors."""
+    """Item to item: the cosine of their vectors.
+
+    Attributes:
+        directions: float32, shape (N + 1, D): the vectors at length one; zero where an item has none.
+    """
 
     name = "similar"
 
     def __init__(self, vectors: FloatArray) -> None:
         lengths = np.sqrt(np.vecdot(vectors, vectors))[:, None]
-        self._directions = np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
-        self._index = ExactIndex(self._directions)
+        self.directions = np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+        self._index = ExactIndex(self.directions)
 
     def similar(self, row: int, k: int, eligible: Eligible, exclude: IntArray) -> Answer:
         """The `k` items whose vectors point most nearly where that of `row` does; never `row` itself."""
-        query = self._directions[row][None]
+        query = self.directions[row][None]
         ((rows, scores),) = self._index.search(query, np.array([k]), eligible, [np.append(exclude, row)])
         return Answer.of(rows, scores, "similar")

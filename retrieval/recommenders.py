@@ -16,16 +16,17 @@ from retrieval.arrangement import Arranger
 from retrieval.bundle import INDEX, TRIE, Bundle
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
-from retrieval.dense import Dense, Similar
+from retrieval.dense import RETRIEVED, Dense, Similar
 from retrieval.engine import ITEM_TABLE, TEXT_TABLE, Engine, tables
 from retrieval.errors import BundleForeign, EmptyHistory
 from retrieval.features import FeatureTables
 from retrieval.filters import Filters
-from retrieval.generative import HYBRID, Generative, Hybrid
+from retrieval.generative import GENERATED, HYBRID, Generative, Hybrid
 from retrieval.index import CandidateIndex, load_index
 from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Recommender, Retriever, Stage
 from retrieval.ranking import Ranker
+from retrieval.reasons import Reads, Reasons
 from retrieval.sequences import FloatArray, IntArray
 from retrieval.trie import ConstraintTrie
 from retrieval.two_stage import TwoStage
@@ -134,6 +135,7 @@ class Served:
         recommender: what answers, the best first: generated, retrieved, popular; then ranked and arranged.
         popular: for nobody in particular; arranged and not ranked.
         similar: item to item.
+        reasons: why an item is in a list.
         index: of the item vectors.
         dense: `recommender` without its generator, to fall back on where that is late; the same object where the
             bundle has none. Without an encoder it is what is popular.
@@ -153,6 +155,7 @@ class Served:
     recommender: TwoStage
     popular: TwoStage
     similar: Similar
+    reasons: Reasons
     index: CandidateIndex
     dense: TwoStage
     retrievers: tuple[Retriever, ...]
@@ -221,17 +224,24 @@ def compose(
     edition: int = 0,
 ) -> Served:
     """Everything that answers from an engine over some catalog; the arguments are those of `Served`."""
+    similar = Similar(index.vectors)
     popular, arranger, ranker = Popular(catalog), Arranger(catalog, index.vectors), engine.ranker
     if ranker is not None and edition:
         features, statistics = ranker.tables.features, ranker.tables.statistics
         ranker = ranker.with_tables(FeatureTables.of(features, statistics, catalog, index.vectors))
-    dense = None if engine.encoder is None else Dense(engine.encoder, index, trained=catalog.trained)
+    dense, reads = None, {}
+    if engine.encoder is not None:
+        dense = Dense(engine.encoder, index, trained=catalog.trained)
+        known = np.arange(len(catalog) + 1) <= catalog.trained
+        reads[RETRIEVED] = Reads(known, bundle.manifest.window)
     simpler: Recommender = Composed(popular) if dense is None else Composed(dense, popular)
     generative: Generative | None = None
     recommender = simpler
     if engine.decoder is not None and engine.generation is not None and trie is not None:
         decoder = engine.decoder.with_tables(tables(index.vectors, text_vectors, codes))
         generative = Generative(decoder, trie, engine.generation)
+        if codes is not None:
+            reads[GENERATED] = Reads(codes.coded, engine.generation.window or bundle.manifest.window)
         recommender = Composed(generative, simpler)
         if engine.generation.candidates == HYBRID:
             if dense is None:
@@ -244,7 +254,8 @@ def compose(
         filters=Filters(catalog),
         recommender=TwoStage(recommender, ranker, arranger),
         popular=TwoStage(popular, None, arranger),
-        similar=Similar(index.vectors),
+        similar=similar,
+        reasons=Reasons(similar.directions, reads),
         index=index,
         dense=TwoStage(simpler, ranker, arranger),
         ranker=ranker,

@@ -51,6 +51,19 @@ class Ranking(TypedDict):
     ranked: Annotated[int, Field(description="How many candidates the list was chosen from; 0: none was ranked.")]
 
 
+class Reason(TypedDict):
+    """Why an item is in a list: the rule that put it there, else what it is near to."""
+
+    kind: Annotated[
+        Literal["near", "pinned", "promoted", "filled"],
+        Field(
+            description="`near`: the model found it, and of the history that it read `item_id` lies nearest in its own "
+            "space. `filled`: from outside the candidates, to keep to a cap."
+        ),
+    ]
+    item_id: NotRequired[Annotated[str, Field(description="Of the history; where the item is `near` it.")]]
+
+
 class RecommendedItem(TypedDict):
     """One recommendation. Scores compare within one source, those of ranked items with each other."""
 
@@ -59,10 +72,7 @@ class RecommendedItem(TypedDict):
     rank: int
     source: Annotated[str, Field(description="What found it: `generated`, `retrieval`, `popular` or `similar`.")]
     reason: NotRequired[
-        Annotated[
-            Literal["pinned", "promoted", "filled"],
-            Field(description="The rule that put it here; `filled`: from outside the candidates, to keep to a cap."),
-        ]
+        Annotated[Reason, Field(description="Absent of popular items, and of items that have no vector.")]
     ]
     attributes: NotRequired[Annotated[Any, Field(json_schema_extra={"type": "object"})]]  # JSON already, see `cards`
     explanation: NotRequired[

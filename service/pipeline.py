@@ -125,7 +125,8 @@ class Pipeline:
             answer = listed.answer if listed else served.popular.recommend([question(lambda: 1.0).what], timings)[0]
 
             with timings("respond"):
-                items = _items(served, answer, explain=asked.explain)
+                near = served.reasons.nearest(answer, request.history.rows)
+                items = _items(served, answer, near, explain=asked.explain)
             metrics.HISTORY_LENGTH.observe(len(request.history))
             metrics.CANDIDATES.observe(eligible.count)
             if len(answer) < wanted.k:
@@ -211,7 +212,7 @@ class Pipeline:
             with timings("retrieve"):
                 answer = await asyncio.to_thread(served.similar.similar, row, k, eligible, EMPTY.rows)
             with timings("respond"):
-                items = _items(served, answer)
+                items = _items(served, answer, np.full(len(answer), PAD_ROW))
             return {"item_id": item_id, "items": items, "model": _model(served), "timings_ms": timings.milliseconds()}
 
     async def _climb_down(
@@ -284,18 +285,20 @@ def _model(served: Served) -> ServedModel:
     return {"name": served.bundle.manifest.model, "bundle": served.bundle.name, "variant": VARIANT}
 
 
-def _items(served: Served, answer: Answer, *, explain: bool = False) -> list[RecommendedItem]:
-    """Rows become ids again."""
+def _items(served: Served, answer: Answer, near: IntArray, *, explain: bool = False) -> list[RecommendedItem]:
+    """Rows become ids again; `near` is of the history that each item is in the list for, see `Reasons.nearest`."""
     ids, attributes = served.catalog.ids, Cards(served.catalog).attributes
-    found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, strict=True)
+    found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, near.tolist(), strict=True)
     items: list[RecommendedItem] = []
-    for rank, (row, score, source) in enumerate(found, start=1):
+    for rank, (row, score, source, cause) in enumerate(found, start=1):
         item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
         known = attributes(row)
         if known is not None:
             item["attributes"] = known
         if answer.reasons and answer.reasons[rank - 1]:
-            item["reason"] = answer.reasons[rank - 1]  # type: ignore[typeddict-item]  # these words and no other
+            item["reason"] = {"kind": answer.reasons[rank - 1]}  # type: ignore[typeddict-item]  # no other words
+        elif cause != PAD_ROW:
+            item["reason"] = {"kind": "near", "item_id": ids[cause]}
         if explain:
             explanation = _explanation(served, answer, rank - 1)
             if explanation:

@@ -131,7 +131,9 @@ async function ask() {
 function show(items, id) {
   learn(items);
   const [bars, changes] = [shares(items), moves(items, listed)];
-  const cards = items.map((found, i) => card(facts(found.item_id), found, { share: bars[i], move: changes[i] }));
+  const near = ({ reason }) => (reason?.kind === "near" ? facts(reason.item_id) : null);
+  const cards = items.map((found, i) => card(facts(found.item_id), found,
+    { share: bars[i], move: changes[i], near: near(found) }));
   glide(at.follows, () => settle(at.follows, cards));
   const fresh = changes.filter((change) => change === "new").length;
   const first = items.length ? ` First: ${facts(items[0].item_id).title}.` : "";

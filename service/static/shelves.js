@@ -48,12 +48,19 @@ const moved = (move) => {
   return null;
 };
 
-// A recommendation as a button. `item` is described (covers.js), `found` is what the service said of it.
-export function card(item, found, { share, move = null }) {
-  const change = moved(move);
+// Why an item is in the list, in words; nothing where the source says it all. `near` is what it is near to, described.
+function because({ item_id, reason }, near) {
+  if (!near) return reason?.kind ?? "";
+  return reason.item_id === item_id ? "seen before" : `because of ${near.title}`;
+}
+
+// A recommendation as a button. `item` is described (covers.js), `found` is what the service said of it, `near` the
+// book of the history that it is said to be near to, described.
+export function card(item, found, { share, move = null, near = null }) {
+  const [change, why] = [moved(move), because(found, near)];
   const facts = [item.year, item.price === null ? "" : item.price.toFixed(2)].filter(Boolean).join(" · ");
   const spoken = [`${found.rank}. ${item.title}`, item.author && `by ${item.author}`, item.year,
-    `from ${found.source}`, found.reason, `score ${number(found.score)}`, change?.[2]].filter(Boolean).join(", ");
+    `from ${found.source}`, why, `score ${number(found.score)}`, change?.[2]].filter(Boolean).join(", ");
   const fill = make("span", { class: "fill" });
   fill.style.setProperty("--share", 0.04 + 0.96 * share);
   return make("li", { "data-id": item.id },
@@ -62,9 +69,10 @@ export function card(item, found, { share, move = null }) {
       make("span", { class: "facts" },
         make("span", { class: "rank" }, String(found.rank)),
         change && make("span", { class: `move ${change[0]}` }, change[1]),
-        make("span", { class: `source ${found.source}` }, found.reason ?? found.source)),
+        make("span", { class: `source ${found.source}` }, (!near && why) || found.source)),
       make("span", { class: "score" }, make("span", { class: "track" }, fill), make("span", {}, number(found.score))),
-      make("span", { class: "sub" }, facts || item.categories.slice(0, 2).join(", ") || "\u00a0")));
+      make("span", { class: "sub" }, facts || item.categories.slice(0, 2).join(", ") || "\u00a0"),
+      near && make("span", { class: "sub because" }, why)));
 }
 
 // A book of the history; pressed, it shows what is like it.

@@ -95,6 +95,19 @@ def test_click_joins_the_history_and_changes_the_list(open_page: Opens, origin: 
     assert not seen.complaints
 
 
+def test_each_card_says_because_of_which_book_it_is_there(open_page: Opens, origin: str) -> None:
+    page, seen = open_page(origin)
+    settled(page)
+    assert page.locator("#follows .because").count() == 0  # what is popular is there for nobody's sake
+    press(page, 4)
+    assert page.locator("#follows [data-id=i04] .because").inner_text() == "because of Item 5"
+    assert "because of Item 5" in str(page.locator("#follows [data-id=i04] .card").get_attribute("aria-label"))
+    press(page, cards(page).index("i14"))
+    reasons = page.locator("#follows .because").all_inner_texts()
+    assert set(reasons) == {"because of Item 5", "because of Item 14"}
+    assert not seen.complaints
+
+
 def test_clicks_in_quick_succession_are_all_kept_in_their_order(open_page: Opens, origin: str) -> None:
     page, _ = open_page(origin)
     settled(page)

@@ -159,7 +159,7 @@ def test_the_answer_has_the_fields_of_the_contract(ask):
     assert set(body) == {
         "recommendation_id", "items", "next", "model", "degraded", "degraded_reasons", "timings_ms"
     }  # fmt: skip
-    assert set(body["items"][0]) == {"item_id", "score", "rank", "source", "attributes"}
+    assert set(body["items"][0]) == {"item_id", "score", "rank", "source", "reason", "attributes"}
     assert set(body["model"]) == {"name", "bundle", "variant"}
     sent = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
     assert {stage: float(ms) for stage, ms in sent.items()} == body["timings_ms"]
@@ -170,6 +170,7 @@ def test_exact_where_a_beam_search_can_prove_it_and_a_reason_per_item(ask, gener
     assert answer.json()["exact"] is True
     for item in answer.json()["items"]:
         assert item["source"] == "generated"
+        assert item["reason"] == {"kind": "near", "item_id": "i05"}
         shares = [step["log_probability"] for step in item["explanation"]["path"]]
         assert sum(shares) == pytest.approx(item["score"], abs=1e-5)
 

@@ -148,7 +148,8 @@ async def test_a_bundle_without_a_ranker_answers_as_ever(client):
         "degraded_reasons",
         "timings_ms",
     }
-    assert {tuple(item) for item in answer.json()["items"]} == {("item_id", "score", "rank", "source", "attributes")}
+    parts = ("item_id", "score", "rank", "source", "attributes", "reason")
+    assert {tuple(item) for item in answer.json()["items"]} == {parts}
     assert set(answer.json()["timings_ms"]) == {"filter", "state", "queue", "encode", "retrieve", "respond"}
     ranked = await client.post("/v1/rankings", json={**BODY, "k": None, "candidates": ["i04"]})
     assert ranked.status_code == 422
