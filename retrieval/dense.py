@@ -38,7 +38,8 @@ class Dense:
 
     def reads(self, request: Request, /) -> bool:
         """See `Recommender`."""
-        return bool((request.history.rows <= self._trained).any())
+        rows = request.history.rows
+        return bool(len(rows) and (rows[-1] <= self._trained or (rows <= self._trained).any()))
 
     def recommend(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
         """See `Recommender`."""
@@ -72,13 +73,18 @@ class Dense:
             scores.append(own)
         return scores
 
+    def _known(self, request: Request) -> Request:
+        """The request with what the encoder knows of its history."""
+        known = request.history.rows <= self._trained
+        return request if known.all() else replace(request, history=request.history.where(known))
+
     def _encode(self, requests: Sequence[Request]) -> FloatArray:
         """Query embeddings of what the encoder knows of the histories.
 
         Raises:
             EmptyHistory: it knows nothing of one.
         """
-        known = [replace(r, history=r.history.where(r.history.rows <= self._trained)) for r in requests]
+        known = [self._known(request) for request in requests]
         if not all(len(request.history) for request in known):
             raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
         return self._encoder.encode(known)

@@ -124,6 +124,8 @@ class Answer:
         """This answer with the items of another one behind it."""
         if not len(more) and more.exact is None:
             return self
+        if self is NOTHING:
+            return more
         reasons: tuple[str, ...] = ()
         if self.reasons or more.reasons:
             reasons = (self.reasons or ("",) * len(self)) + (more.reasons or ("",) * len(more))

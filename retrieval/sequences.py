@@ -76,6 +76,8 @@ class History:
         types = np.array(event_types, dtype=np.int64)
         numbers = np.array(values, dtype=np.float32)  # None becomes NaN
         times = np.array(timestamps, dtype=np.float64)
+        if known.all():
+            return cls(rows, types, numbers, times)
         return cls(rows[known], types[known], numbers[known], times[known])
 
 

@@ -130,15 +130,15 @@ class MicroBatcher:
             metrics.SHED.labels("queue_full").inc()
             raise Overloaded(f"{self._queue_limit} requests are waiting for the model already", reason="queue_full")
         now = self._clock()
-        entry = _Entry(question, run, deadline, now, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        entry = _Entry(question, run, deadline, now, loop.create_future())
         self._queue.append(entry)
-        self._depth.set(len(self._queue))
         self._arrival.set()
+        timer = loop.call_later(max(0.0, deadline - now), _expire, entry)
         try:
-            async with asyncio.timeout(max(0.0, deadline - now)):
-                return await entry.waiter
-        except TimeoutError:
-            raise DeadlineExceeded("model" if entry.is_dispatched else "queue") from None
+            return await entry.waiter
+        finally:
+            timer.cancel()
 
     async def close(self) -> None:
         """Serves whoever waits, refuses everyone after, and lets the worker go."""
@@ -258,6 +258,11 @@ class MicroBatcher:
 
 def _deadline(entry: _Entry) -> float:
     return entry.deadline
+
+
+def _expire(entry: _Entry) -> None:
+    if not entry.waiter.done():
+        entry.waiter.set_exception(DeadlineExceeded("model" if entry.is_dispatched else "queue"))
 
 
 def _shed_late(entry: _Entry) -> None:

@@ -134,8 +134,9 @@ class Edge:
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = route_of(scope)
         method = scope["method"] if scope["method"] in METHODS else "other"
-        metrics.REQUESTS.labels(route, method, status).inc()
-        metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+        counter, timer = metrics.answered(route, method, status)
+        counter.inc()
+        timer.observe(seconds)
         level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
         if _log.isEnabledFor(level):
             fields: dict[str, Any] = {

@@ -127,8 +127,8 @@ class Pipeline:
             with timings("respond"):
                 near = served.reasons.nearest(answer, request.history.rows)
                 items = _items(served, answer, near, explain=asked.explain)
-            metrics.HISTORY_LENGTH.observe(len(request.history))
-            metrics.CANDIDATES.observe(eligible.count)
+            metrics.HISTORY.observe(len(request.history))
+            metrics.ELIGIBLE.observe(eligible.count)
             if len(answer) < wanted.k:
                 metrics.SHORT_LISTS.inc()
             _observe(timings)
@@ -361,4 +361,4 @@ def _is_own(listed: Listed) -> bool:
 
 def _observe(timings: Timings) -> None:
     for stage, seconds in timings.seconds.items():
-        metrics.STAGE_SECONDS.labels(stage).observe(seconds)
+        metrics.STAGE[stage].observe(seconds)

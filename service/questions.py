@@ -1,6 +1,7 @@
 """From a validated body to what the core is asked: ids become rows, words codes, and histories are looked up."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from service.errors import InvalidRequest, StoreUnavailable
 from service.ladder import Call
 from service.schemas import (
     DEFAULT_EVENT_TYPE,
+    NO_FILTER,
     Context,
     FilterRequest,
     HistoryEvent,
@@ -27,6 +29,7 @@ from service.settings import STORE_SHARE
 from service.timing import Timings
 
 VARIANT = "default"
+_EVERYTHING = Filter()
 Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
 
 
@@ -98,8 +101,20 @@ def rows_of(events: Sequence[Past | str], call: Call) -> History:
     """A history in rows and codes, oldest first; events of unknown items are left out."""
     if not events:
         return EMPTY
-    past = [StoredEvent(e, DEFAULT_EVENT_TYPE, None, call.now) if isinstance(e, str) else e for e in events]
     code = _event_codes(call.served.bundle.manifest.event_types).get
+    if isinstance(events[0], StoredEvent):  # and so are the others: they come from the store
+        ids, types, values, times = zip(*[event[:4] for event in events], strict=True)  # type: ignore[index]
+        codes = [code(kind, 0) for kind in types]
+        return History.of_events(call.served.catalog.rows(ids), codes, values, times)
+    if all(isinstance(event, str) for event in events):
+        n = len(events)
+        return History.of_events(
+            call.served.catalog.rows(events),  # type: ignore[arg-type]
+            [code(DEFAULT_EVENT_TYPE, 0)] * n,
+            [math.nan] * n,
+            [call.now] * n,
+        )
+    past = [StoredEvent(e, DEFAULT_EVENT_TYPE, None, call.now) if isinstance(e, str) else e for e in events]
     return History.of_events(
         call.served.catalog.rows([event.item_id for event in past]),
         [code(event.event_type, 0) for event in past],
@@ -127,6 +142,8 @@ def request_of(history: History, context: Context, call: Call) -> Request:
 
 def filter_of(asked: FilterRequest) -> Filter:
     """The core's form of a filter; ids to leave out travel in the query, so equal filters stay equal."""
+    if asked is NO_FILTER:
+        return _EVERYTHING
     return Filter(
         include_ids=tuple(asked.include_ids) or None,
         any_categories=tuple(asked.categories.any),

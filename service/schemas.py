@@ -104,8 +104,10 @@ class EventsRequest(_Body):
 class Categories(_Body):
     """Conditions on categories."""
 
-    any: list[Id] = Field(default=[], max_length=MAX_IDS, description="At least one of these; empty: no condition.")
-    none: list[Id] = Field(default=[], max_length=MAX_IDS, description="None of these.")
+    any: list[Id] = Field(
+        default_factory=list, max_length=MAX_IDS, description="At least one of these; empty: no condition."
+    )
+    none: list[Id] = Field(default_factory=list, max_length=MAX_IDS, description="None of these.")
 
 
 class AttributeCondition(_Body):
@@ -116,16 +118,24 @@ class AttributeCondition(_Body):
     value: Number | str | list[Number | str]
 
 
+NO_CATEGORIES = Categories()  # frozen: requests that say nothing share it
+
+
 class FilterRequest(_Body):
     """What may be returned; all of it must hold."""
 
-    exclude_ids: list[Id] = Field(default=[], max_length=MAX_IDS)
-    include_ids: list[Id] = Field(default=[], max_length=MAX_IDS, description="Nothing else; empty: no condition.")
-    categories: Categories = Field(default_factory=Categories)
-    attributes: list[AttributeCondition] = Field(default=[], max_length=MAX_CONTEXT)
+    exclude_ids: list[Id] = Field(default_factory=list, max_length=MAX_IDS)
+    include_ids: list[Id] = Field(
+        default_factory=list, max_length=MAX_IDS, description="Nothing else; empty: no condition."
+    )
+    categories: Categories = Field(default_factory=lambda: NO_CATEGORIES)
+    attributes: list[AttributeCondition] = Field(default_factory=list, max_length=MAX_CONTEXT)
     new_only: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="Only items that were added after the model was trained."
     )
+
+
+NO_FILTER = FilterRequest()
 
 
 class CapRequest(_Body):
@@ -133,7 +143,9 @@ class CapRequest(_Body):
 
     attribute: Id = Field(default="categories", description="A column of words.")
     most: Annotated[int, Field(ge=1, le=MAX_K, strict=True)]
-    values: list[Id] = Field(default=[], max_length=MAX_IDS, description="The words; empty: each word of the column.")
+    values: list[Id] = Field(
+        default_factory=list, max_length=MAX_IDS, description="The words; empty: each word of the column."
+    )
 
 
 class PinRequest(_Body):
@@ -147,7 +159,7 @@ class PromotionRequest(_Body):
     """Items that get at least a share of the places."""
 
     share: Annotated[float, Field(gt=0, le=1, strict=True)]
-    item_ids: list[Id] = Field(default=[], max_length=MAX_IDS)
+    item_ids: list[Id] = Field(default_factory=list, max_length=MAX_IDS)
     where: AttributeCondition | None = Field(default=None, description="Promotes what fits it, beside `item_ids`.")
 
 
@@ -170,8 +182,8 @@ class Placement(_Body):
     goals: Annotated[dict[Word, Weight], Field(max_length=MAX_GOALS)] = Field(
         default={}, description="Weight of each task that the ranker predicts; empty: as the bundle says."
     )
-    caps: list[CapRequest] = Field(default=[], max_length=MAX_CAPS)
-    pins: list[PinRequest] = Field(default=[], max_length=MAX_PINS)
+    caps: list[CapRequest] = Field(default_factory=list, max_length=MAX_CAPS)
+    pins: list[PinRequest] = Field(default_factory=list, max_length=MAX_PINS)
     promotion: PromotionRequest | None = None
     freshness: FreshnessRequest | None = None
     diversity: Diversity = 0.0
@@ -209,11 +221,11 @@ class _Question(_Body):
 
     user_id: Id | None = None
     history: list[HistoryEntry] = Field(
-        default=[],
+        default_factory=list,
         max_length=MAX_HISTORY,
         description="Item ids or events, oldest first. Unknown items are passed over.",
     )
-    context: Context = {}
+    context: Context = Field(default_factory=dict)
     model: Word | None = Field(default=None, description="The served model's name or `default`.")
     consent: Annotated[bool, Field(strict=True)] = Field(
         default=True, description="false: nothing is read or stored, only this body counts."
@@ -248,7 +260,7 @@ class RecommendationRequest(_Question):
         description="Where it will be shown: the name of a placement, or what is wanted of the list. `k`, `filter`, "
         "`exclude_seen` and `diversity` of this body stand in place of the placement's.",
     )
-    filter: FilterRequest = Field(default_factory=FilterRequest)
+    filter: FilterRequest = Field(default_factory=lambda: NO_FILTER)
     exclude_seen: Annotated[bool, Field(strict=True)] | None = Field(
         default=None, description="Leave out what the history holds; left out: as the placement or the model says."
     )

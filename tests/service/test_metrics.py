@@ -68,3 +68,25 @@ def test_several_workers_add_up_and_a_dead_one_takes_its_gauges_along(tmp_path, 
     assert 'sequitur_events_total{outcome="accepted"} 4.0' in seen
     assert "sequitur_in_flight 3.0" in seen
     assert "sequitur_ready 1.0" in seen
+
+
+def test_observations_that_were_kept_are_counted_as_if_each_had_been_counted_at_once():
+    from prometheus_client import CollectorRegistry, Histogram
+
+    registry = CollectorRegistry()
+    one, other = (
+        Histogram(name, "For this test.", ["stage"], buckets=(0.1, 1.0, 5.0), registry=registry)
+        for name in ("kept", "counted")
+    )
+    series = metrics.kept(one, ["encode"])["encode"]
+    for amount in (0.0, 0.1, 0.10001, 1.0, 4.0, 5.0, 700.0, 0.5):
+        series.observe(amount)
+        other.labels("encode").observe(amount)
+    assert registry.get_sample_value("kept_count", {"stage": "encode"}) == 0
+    metrics.count_kept()
+    metrics.count_kept()  # and not twice
+    for bound in ("0.1", "1.0", "5.0", "+Inf"):
+        labels = {"stage": "encode", "le": bound}
+        want = registry.get_sample_value("counted_bucket", labels)
+        assert registry.get_sample_value("kept_bucket", labels) == want
+    assert registry.get_sample_value("kept_sum", {"stage": "encode"}) == pytest.approx(710.70001)
