@@ -20,6 +20,7 @@ from service.express import Application
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate
 from service.placements import Placements
+from service.rates import Rates
 from service.routes import STATIC, api, pages, probes
 from service.schemas import MAX_BODY_BYTES
 from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
@@ -52,6 +53,7 @@ def create_app(
         logs.configure(level=given.log_level, form=given.log_format)
     chosen = given
     keys = open_keys(chosen)
+    rates = Rates(chosen.rate_limit, workers=chosen.workers, clock=clock)
     placements = Placements.read(chosen.placements)
     sessions = store or _open_store(chosen, now)
 
@@ -63,7 +65,8 @@ def create_app(
             app.state.shell = None
 
     def layers(inner: ASGIApp) -> ASGIApp:
-        return Edge(Gate(BodyLimit(inner, limit_bytes=MAX_BODY_BYTES), keys=keys), clock=clock)
+        limited = BodyLimit(inner, limit_bytes=MAX_BODY_BYTES)
+        return Edge(Gate(limited, keys=keys, rates=rates), clock=clock)
 
     app = Application(
         layers=layers,

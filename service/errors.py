@@ -11,6 +11,11 @@ SequiturError                the root, in `retrieval.errors` with BundleError, E
 ├── Forbidden                a key without the scope that the call needs
 ├── NotFound                 no such page or call
 ├── MethodNotAllowed         a known path, asked in another way
+├── RateLimited              a key that calls faster than it may
+├── BudgetExhausted          a key that has asked about as many histories as it may in a day
+├── SlowBody                 a body that does not come to its end
+├── HeadTooLarge             headers beyond the limits
+├── MalformedHttp            bytes that are no HTTP request
 ├── Overloaded               no permit, or no room in the queue: refused before any work
 ├── NotReady                 no bundle is loaded and warm
 ├── StoreUnavailable         the session store is away, full, locked or too slow
@@ -20,6 +25,7 @@ The table below is the only place where a class meets a status; the look-up walk
 is handled for free. The OpenAPI document is written from the same table.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +111,55 @@ class MethodNotAllowed(SequiturError):
         self.allowed = allowed
 
 
+class RateLimited(SequiturError):
+    """Calls come faster than a key may send them; one after `after_s` can pass."""
+
+    code = "rate_limited"
+
+    def __init__(self, name: str, rate: float, *, after_s: float) -> None:
+        super().__init__(
+            f"API key {name!r} may send {rate:g} requests per second to this process; wait, or ask for a higher rate"
+        )
+        self.after_s = after_s
+
+
+class BudgetExhausted(SequiturError):
+    """A key has asked about as many distinct histories as it may in a day, which ends in `after_s`."""
+
+    code = "budget_exhausted"
+
+    def __init__(self, name: str, budget: int, *, after_s: float) -> None:
+        super().__init__(
+            f"API key {name!r} has asked about its {budget} distinct histories of the day (UTC); those that it asked "
+            "before are still answered, and so are lists without a history"
+        )
+        self.after_s = after_s
+
+
+class SlowBody(SequiturError):
+    """A body that did not arrive whole in its time."""
+
+    code = "slow_body"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"the body did not arrive within {limit_s:g} s; send it at once")
+
+
+class HeadTooLarge(SequiturError):
+    """Headers, or a request line, beyond the limits."""
+
+    code = "head_too_large"
+
+    def __init__(self, limit_bytes: int, limit_count: int) -> None:
+        super().__init__(f"request line and headers may have {limit_bytes} bytes and {limit_count} headers; send fewer")
+
+
+class MalformedHttp(SequiturError):
+    """Bytes that are no HTTP request."""
+
+    code = "malformed_http"
+
+
 class Overloaded(SequiturError):
     """Refused before any work was done."""
 
@@ -154,6 +209,11 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     UnknownItem: (404, "No such item"),
     NotFound: (404, "Nothing is here"),
     MethodNotAllowed: (405, "Not with this method"),
+    RateLimited: (429, "This API key calls too often"),
+    BudgetExhausted: (429, "This API key has used its query budget"),
+    SlowBody: (408, "The body came too slowly"),
+    HeadTooLarge: (431, "The headers are too large"),
+    MalformedHttp: (400, "This is no HTTP request"),
     Overloaded: (503, "Too many requests at once"),
     NotReady: (503, "Not ready to serve"),
     StoreUnavailable: (503, "The session store is away"),
@@ -188,8 +248,10 @@ def problem(error: Exception, *, request_id: str) -> Response:
     if isinstance(error, InvalidRequest):
         body["errors"] = error.errors
     headers = {}
-    if status == 503:
-        headers["retry-after"] = str(RETRY_AFTER_S)
+    if status in (429, 503):
+        headers["retry-after"] = str(max(1, math.ceil(getattr(error, "after_s", RETRY_AFTER_S))))
+    if isinstance(error, BodyTooLarge | SlowBody):
+        headers["connection"] = "close"  # what is left of the body is not waited for
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = 'Bearer realm="sequitur"'
     if isinstance(error, MethodNotAllowed):
@@ -248,7 +310,7 @@ def responses(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
             "description": described,
             "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        if status == 503:
+        if status in (429, 503):
             by_status[status]["headers"] = {
                 "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before trying again."}
             }

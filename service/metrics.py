@@ -132,7 +132,7 @@ POOLS = ("generator", "encoder")
 SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
-STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes")
+STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes", "count_distinct")
 
 REQUESTS = Counter("sequitur_requests", "Requests answered.", ["route", "method", "code"], registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
@@ -195,6 +195,20 @@ ATTRIBUTED_CLICKS = Counter(
     registry=REGISTRY,
 )
 ERRORS = Counter("sequitur_errors", "Errors by their stable code, handled ones included.", ["code"], registry=REGISTRY)
+# The names of keys are the operator's own words, as many as the file of keys has lines.
+LIMITED = Counter(
+    "sequitur_limited",
+    "Requests refused to an API key, by the limit: rate or budget.",
+    ["key", "limit"],
+    registry=REGISTRY,
+)
+BUDGET_USED = Gauge(
+    "sequitur_budget_used_ratio",
+    "Share of its query budget of the day that an API key has used.",
+    ["key"],
+    multiprocess_mode="livemax",
+    registry=REGISTRY,
+)
 HISTORY_LENGTH = Histogram(
     "sequitur_history_length",
     "Events of the history that a recommendation started from.",

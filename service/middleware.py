@@ -16,14 +16,16 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
-from service.errors import BodyTooLarge, code_of, lookup, problem
-from service.keys import needed_scope
+from service.errors import BodyTooLarge, SlowBody, code_of, lookup, problem
+from service.keys import LIMITED, Key, needed_scope
+from service.rates import Rates
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GONE = 499  # in metrics and logs only: the client closed the connection before there was an answer
 WATCH_AFTER_S = 0.005  # most answers are there by then, and watching costs a task
+BODY_WITHIN_S = 10.0  # a mebibyte in that time is 1 Mbit/s, and callers are servers
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/livez", "/readyz", "/metrics", "/static")  # asked every few seconds, and of no interest when all is well
@@ -153,31 +155,37 @@ class Edge:
 class Keys(Protocol):
     """Decides who may call, see `service.keys`."""
 
-    def allow(self, presented: str | None, scope: str, /, *, client: str) -> str: ...
+    def allow(self, presented: str | None, scope: str, /, *, client: str) -> Key: ...
 
 
 class Gate:
-    """Lets a request pass when its key, or the lack of one, allows it."""
+    """Lets a request pass when its key, or the lack of one, allows it, and not faster than the key may."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Keys, rates: Rates) -> None:
         self._app = app
         self._keys = keys
+        self._rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             needed = needed_scope(scope["method"], scope["path"])
             if needed is not None:
                 client = scope["client"][0] if scope.get("client") else "an unknown address"
-                self._keys.allow(_presented(scope), needed, client=client)
+                caller = self._keys.allow(_presented(scope), needed, client=client)
+                if needed in LIMITED:
+                    self._rates.take(caller)
+                scope["state"]["caller"] = caller
         await self._app(scope, receive, send)
 
 
 class BodyLimit:
-    """Reads the whole body before anybody else does, up to a limit; chunked ones have no length to look at."""
+    """Reads the whole body before anybody else does, up to a size and within a time; chunked ones have no length to
+    look at. No permit is held meanwhile."""
 
-    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit_bytes: int, limit_s: float = BODY_WITHIN_S) -> None:
         self._app = app
         self._limit_bytes = limit_bytes
+        self._limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
@@ -186,17 +194,11 @@ class BodyLimit:
         declared = header(scope, b"content-length")
         if declared.isdecimal() and int(declared) > self._limit_bytes:
             raise BodyTooLarge(self._limit_bytes)
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._limit_bytes:
-                raise BodyTooLarge(self._limit_bytes)
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                parts = await self._parts(receive)
+        except TimeoutError:
+            raise SlowBody(self._limit_s) from None
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         scope.setdefault("state", {})["body"] = body  # for endpoints that need no stream
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
@@ -209,6 +211,20 @@ class BodyLimit:
             return message
 
         await self._app(scope, replay, send)
+
+    async def _parts(self, receive: Receive) -> list[bytes]:
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limit_bytes:
+                raise BodyTooLarge(self._limit_bytes)
+            more = message.get("more_body", False)
+        return parts
 
 
 def route_of(scope: Scope) -> str:

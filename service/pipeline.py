@@ -30,8 +30,10 @@ from service.answers import (
     SimilarAnswer,
 )
 from service.batching import MicroBatcher, Run
+from service.budgets import Budgets
 from service.cards import Cards
 from service.errors import DeadlineExceeded
+from service.keys import Key
 from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
 from service.permits import Permits
@@ -56,6 +58,7 @@ class Pipeline:
         placements: what is wanted of lists beside good items.
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
         permits: shared with everything else that works on requests.
+        budgets: of query sequences, by API key.
         clock: seconds from some fixed moment; deadlines and timings.
     """
 
@@ -67,6 +70,7 @@ class Pipeline:
         placements: Placements,
         pools: Mapping[str, MicroBatcher],
         permits: Permits,
+        budgets: Budgets,
         clock: Callable[[], float],
     ) -> None:
         self.served = served
@@ -74,18 +78,23 @@ class Pipeline:
         self._placements = placements
         self._pools = pools
         self._permits = permits
+        self._budgets = budgets
         self._clock = clock
         self._pace = Pace(clock)
 
-    async def recommend(self, asked: RecommendationRequest, *, arrived: float) -> RecommendationAnswer:
+    async def recommend(
+        self, asked: RecommendationRequest, *, arrived: float, caller: Key | None = None
+    ) -> RecommendationAnswer:
         """Recommendations for one request.
 
         Args:
             asked: the validated body.
             arrived: on the pipeline's clock, when the request's first byte did.
+            caller: whose budget it counts against; None: nobody's.
 
         Raises:
             Overloaded: no permit or no room in the queue.
+            BudgetExhausted: the caller has asked about too many histories today, and this is another one.
             InvalidFilter, InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
@@ -108,6 +117,7 @@ class Pipeline:
                     hidden += [stored.rows, given.rows]
                 exclude = joined(hidden)
                 request = request_of(given if asked.history else stored, asked.context, call)
+            self._spend(caller, served, request)
 
             def question(time_left: TimeLeft) -> Asked[Query]:
                 query = Query(
@@ -150,15 +160,17 @@ class Pipeline:
                 body["unmet"] = list(answer.unmet)
             return body
 
-    async def rank(self, asked: RankingRequest, *, arrived: float) -> RankingAnswer:
+    async def rank(self, asked: RankingRequest, *, arrived: float, caller: Key | None = None) -> RankingAnswer:
         """The caller's candidates in order, by the numbers that recommendations are scored with.
 
         Args:
             asked: the validated body.
             arrived: on the pipeline's clock, when the request's first byte did.
+            caller: whose budget it counts against; None: nobody's.
 
         Raises:
             Overloaded: no permit or no room in the queue.
+            BudgetExhausted: the caller has asked about too many histories today, and this is another one.
             InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
@@ -172,6 +184,7 @@ class Pipeline:
                 history = rows_of(asked.history, call) if asked.history else stored
                 request = request_of(history, asked.context, call)
                 rows = served.catalog.rows(asked.candidates)
+            self._spend(caller, served, request)
 
             def question(time_left: TimeLeft) -> Asked[Given]:
                 return Asked(Given(request, rows, goals), time_left)
@@ -214,6 +227,11 @@ class Pipeline:
             with timings("respond"):
                 items = _items(served, answer, np.full(len(answer), PAD_ROW))
             return {"item_id": item_id, "items": items, "model": _model(served), "timings_ms": timings.milliseconds()}
+
+    def _spend(self, caller: Key | None, served: Served, request: Request) -> None:
+        """Counts what the model is about to read."""
+        if caller is not None:
+            self._budgets.spend(caller, request.history.rows[-served.bundle.manifest.window :].tobytes())
 
     async def _climb_down(
         self, call: Call, rungs: Sequence[Rung[Asked[Q], Listed]], question: Callable[[TimeLeft], Asked[Q]]

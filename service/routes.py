@@ -27,6 +27,7 @@ from service.answers import (
 )
 from service.errors import (
     BodyTooLarge,
+    BudgetExhausted,
     DeadlineExceeded,
     Forbidden,
     InvalidRequest,
@@ -34,6 +35,8 @@ from service.errors import (
     NotFound,
     NotReady,
     Overloaded,
+    RateLimited,
+    SlowBody,
     StoreUnavailable,
     Unauthenticated,
     UnsupportedMediaType,
@@ -66,8 +69,14 @@ PlacedK = Annotated[
 ]
 PlacementName = Annotated[str | None, Query(min_length=1, max_length=MAX_WORD, description="Where it will be shown.")]
 
-_KEYED: tuple[type[Exception], ...] = (Unauthenticated, Forbidden, NotReady, Exception)
-_BODY: tuple[type[Exception], ...] = (MalformedJson, InvalidRequest, BodyTooLarge, UnsupportedMediaType)
+_KEYED: tuple[type[Exception], ...] = (Unauthenticated, Forbidden, RateLimited, NotReady, Exception)
+_BODY: tuple[type[Exception], ...] = (
+    MalformedJson,
+    InvalidRequest,
+    BodyTooLarge,
+    SlowBody,
+    UnsupportedMediaType,
+)
 
 api = APIRouter(prefix="/v1")
 probes = APIRouter()
@@ -157,7 +166,7 @@ def _timed(request: Request, answer: RecommendationAnswer | RankingAnswer | Simi
     openapi_extra=_takes(RecommendationRequest),
     responses={
         200: {"model": RecommendationAnswer, "description": "Exactly `k` items whenever `k` are eligible."},
-        **responses(*_BODY, InvalidFilter, InvalidRule, *_KEYED, Overloaded, DeadlineExceeded),
+        **responses(*_BODY, InvalidFilter, InvalidRule, *_KEYED, BudgetExhausted, Overloaded, DeadlineExceeded),
     },
 )
 async def recommend(request: Request) -> Response:
@@ -167,7 +176,9 @@ async def recommend(request: Request) -> Response:
     store away, time nearly over) a simpler answer comes, with `degraded` and why. Unknown users and items are no error.
     """
     asked = await _parsed(request, RecommendationRequest)
-    answer = await while_connected(request, _pipeline(request).recommend(asked, arrived=request.state.arrived))
+    answer = await while_connected(
+        request, _pipeline(request).recommend(asked, arrived=request.state.arrived, caller=request.state.caller)
+    )
     return _timed(request, answer)
 
 
@@ -177,7 +188,7 @@ async def recommend(request: Request) -> Response:
     response_model=None,
     responses={
         200: {"model": RecommendationAnswer, "description": "Exactly `k` items whenever `k` are eligible."},
-        **responses(InvalidRequest, *_KEYED, Overloaded, DeadlineExceeded),
+        **responses(InvalidRequest, *_KEYED, BudgetExhausted, Overloaded, DeadlineExceeded),
     },
 )
 async def recommend_for_user(
@@ -186,7 +197,9 @@ async def recommend_for_user(
     """Items for a user from the stored history. It changes nothing."""
     said = {"user_id": user_id, "placement": placement, "k": k}
     asked = RecommendationRequest.model_validate({name: value for name, value in said.items() if value is not None})
-    answer = await while_connected(request, _pipeline(request).recommend(asked, arrived=request.state.arrived))
+    answer = await while_connected(
+        request, _pipeline(request).recommend(asked, arrived=request.state.arrived, caller=request.state.caller)
+    )
     return _timed(request, answer)
 
 
@@ -197,7 +210,7 @@ async def recommend_for_user(
     openapi_extra=_takes(RankingRequest),
     responses={
         200: {"model": RankingAnswer, "description": "Every candidate once."},
-        **responses(*_BODY, InvalidRule, *_KEYED, Overloaded, DeadlineExceeded),
+        **responses(*_BODY, InvalidRule, *_KEYED, BudgetExhausted, Overloaded, DeadlineExceeded),
     },
 )
 async def rank(request: Request) -> Response:
@@ -209,7 +222,10 @@ async def rank(request: Request) -> Response:
     """
     asked = await _parsed(request, RankingRequest)
     return _timed(
-        request, await while_connected(request, _pipeline(request).rank(asked, arrived=request.state.arrived))
+        request,
+        await while_connected(
+            request, _pipeline(request).rank(asked, arrived=request.state.arrived, caller=request.state.caller)
+        ),
     )
 
 

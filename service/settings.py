@@ -56,6 +56,12 @@ class Settings(BaseModel):
         None, description="File of API keys, one `name:scope,scope:sha256` a line; read again when it changes."
     )
     allow_anonymous: bool = Field(False, description="Serve beyond loopback without API keys.")
+    rate_limit: float = Field(
+        0.0, ge=0, le=1e6, description="Requests per second and API key, shared by the workers; 0: no limit."
+    )
+    query_budget: int = Field(
+        0, ge=0, description="Distinct query sequences per API key and day (UTC), over all workers; 0: no limit."
+    )
     cores: int | None = Field(None, ge=1, description="Cores to use in all; unset: those this process may run on.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")

@@ -18,6 +18,7 @@ from retrieval.recommenders import Served, load
 from service import metrics
 from service.answers import ModelAnswer, Readiness
 from service.batching import MicroBatcher
+from service.budgets import Budgets
 from service.errors import NotReady, StoreUnavailable
 from service.items import Items
 from service.permits import Permits
@@ -165,10 +166,19 @@ async def serving(
     questions = Questions(
         store, deadline_s=settings.deadline_s, store_timeout_s=settings.store_timeout_s, clock=clock, now=now
     )
-    pipeline = Pipeline(served, questions=questions, placements=placements, pools=pools, permits=permits, clock=clock)
+    budgets = Budgets(settings.query_budget, now=now)
+    pipeline = Pipeline(
+        served,
+        questions=questions,
+        placements=placements,
+        pools=pools,
+        permits=permits,
+        budgets=budgets,
+        clock=clock,
+    )
     users = Users(store, catalog=lambda: pipeline.served.catalog, permits=permits, variant=VARIANT, now=now)
     items = Items(pipeline, store=store, permits=permits)
-    following: asyncio.Task[None] | None = None
+    following: list[asyncio.Task[None]] = []
     try:
         try:
             await items.refresh()
@@ -180,15 +190,17 @@ async def serving(
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
         gc.collect()
         gc.freeze()
+        following.append(asyncio.create_task(budgets.follow(store if store.durable else None), name="budgets"))
         if store.durable:  # others may write to it
-            following = asyncio.create_task(items.follow(), name="items")
+            following.append(asyncio.create_task(items.follow(), name="items"))
         metrics.READY.set(1)
         yield State(store, pools, pipeline, users, items, permits, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
-        if following is not None:
-            following.cancel()
-            await asyncio.wait([following])
+        for task in following:
+            task.cancel()
+        if following:
+            await asyncio.wait(following)
         for batcher in pools.values():
             await batcher.close()
         await store.close()

@@ -57,6 +57,21 @@ def test_overload_says_when_to_come_back():
     assert problem(Overloaded("full", reason="queue_full"), request_id="r").headers["retry-after"] == "1"
 
 
+def test_waiting_is_said_in_whole_seconds_that_are_enough():
+    for after_s, said in ((0.02, "1"), (1.2, "2"), (3_600.0, "3600")):
+        for refused in (
+            errors.RateLimited("shop", 5, after_s=after_s),
+            errors.BudgetExhausted("shop", 5, after_s=after_s),
+        ):
+            answer = problem(refused, request_id="r")
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, said)
+
+
+def test_what_was_not_read_to_its_end_closes_the_connection():
+    for refused in (errors.BodyTooLarge(5), errors.SlowBody(5)):
+        assert problem(refused, request_id="r").headers["connection"] == "close"
+
+
 def test_what_is_wrong_is_named_as_a_caller_would_write_it():
     with pytest.raises(ValidationError) as refused:
         schemas.RecommendationRequest.model_validate(

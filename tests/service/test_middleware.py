@@ -7,8 +7,9 @@ import pytest
 
 from service import metrics
 from service.errors import BodyTooLarge
-from service.keys import Anybody
+from service.keys import ANYBODY, Anybody
 from service.middleware import BodyLimit, ClientGone, Edge, Gate, while_connected
+from service.rates import Rates
 
 pytestmark = pytest.mark.anyio
 
@@ -133,6 +134,24 @@ async def test_a_length_that_lies_helps_nobody():
         await BodyLimit(echo, limit_bytes=6)(scope, lying, None)
 
 
+async def test_a_body_that_drips_is_refused_in_time():
+    async def dripping() -> dict:
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"1", "more_body": True}
+
+    sent = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    before = requests("unmatched", 408)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    await Edge(BodyLimit(echo, limit_bytes=1 << 20, limit_s=0.05), clock=lambda: 0.0)(scope, dripping, send)
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["code"] == "slow_body"
+    assert requests("unmatched", 408) == before + 1
+
+
 async def test_gone_while_sending_is_counted_and_answered_to_nobody():
     async def leaving() -> dict:
         return {"type": "http.disconnect"}
@@ -193,9 +212,10 @@ async def test_the_gate_lets_pass_and_refuses():
     class Ring:
         def allow(self, presented, scope, *, client):
             seen.append((presented, scope, client))
+            return ANYBODY
 
     seen: list = []
-    async with edge(Gate(echo, keys=Ring())) as client:
+    async with edge(Gate(echo, keys=Ring(), rates=Rates(0, clock=lambda: 0.0))) as client:
         await client.post("/v1/events", headers={"authorization": "Bearer k1"})
         await client.post("/v1/events", headers={"x-api-key": "k2"})
         await client.post("/v1/events")
@@ -205,10 +225,28 @@ async def test_the_gate_lets_pass_and_refuses():
 
 async def test_a_refusal_at_the_gate_is_a_problem():
     transport = httpx.ASGITransport(
-        Edge(Gate(echo, keys=Anybody(only_loopback=True)), clock=lambda: 0.0), client=("10.0.0.1", 1)
+        Edge(Gate(echo, keys=Anybody(only_loopback=True), rates=Rates(0, clock=lambda: 0.0)), clock=lambda: 0.0),
+        client=("10.0.0.1", 1),
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
         answer = await client.post("/v1/events")
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert json.loads(answer.text)["detail"].endswith("SEQUITUR_API_KEYS_FILE")
+
+
+async def test_too_fast_is_refused_before_the_body_is_read_and_probes_never_are():
+    reads = []
+
+    async def reading(scope, receive, send):
+        reads.append(scope["path"])
+        await echo(scope, receive, send)
+
+    gate = Gate(reading, keys=Anybody(only_loopback=True), rates=Rates(0.5, clock=lambda: 0.0))
+    async with edge(gate) as client:
+        assert (await client.post("/v1/events", content=b"x")).status_code == 200
+        refused = await client.post("/v1/events", content=b"x")
+        for path in ("/livez", "/readyz", "/metrics", "/"):
+            assert (await client.get(path)).status_code == 200
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (429, "rate_limited", "2")
+    assert reads == ["/v1/events", "/livez", "/readyz", "/metrics", "/"]

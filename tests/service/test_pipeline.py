@@ -282,3 +282,26 @@ async def test_an_event_is_in_effect_in_the_very_next_answer(open_client, tmp_pa
             second = await client.get("/v1/users/anna/recommendations", params={"k": 1})
             assert ids(first)[0] in ("i02", "i04")
             assert ids(second)[0] in ("i14", "i16")
+
+
+async def test_the_budget_counts_what_the_model_reads_wherever_it_came_from(open_client):
+    async with open_client(query_budget=2) as client:
+
+        async def ask(**body):
+            return await client.post("/v1/recommendations", json={"k": 3, **body})
+
+        await client.post("/v1/events", json={"events": [{"user_id": "u", "item_id": "i01"}]})
+        assert (await ask(history=["i01"])).status_code == 200
+        assert (await ask(history=["never heard of", "i01"])).status_code == 200
+        assert (await ask(user_id="u")).status_code == 200
+        assert (await client.get("/v1/users/u/recommendations")).status_code == 200
+        ranked = await client.post("/v1/rankings", json={"history": ["i02"], "candidates": ["i03", "i04"]})
+        assert ranked.status_code == 200
+        refused = await ask(history=["i03"])
+        assert (refused.status_code, refused.json()["code"]) == (429, "budget_exhausted")
+        assert 0 < int(refused.headers["retry-after"]) <= 86_400
+        ranked = await client.post("/v1/rankings", json={"history": ["i03"], "candidates": ["i04"]})
+        assert ranked.status_code == 429
+        assert (await ask(history=["i01"], k=5)).status_code == 200
+        assert (await ask()).status_code == 200  # no history, so nothing of the model
+        assert (await client.get("/v1/items/i01/similar")).status_code == 200
