@@ -13,7 +13,8 @@ VERBS = {
     "generators": ("generators", "a generator behind the service on one core, beside the dense encoder"),
     "open-loop": ("open_loop", "latency at an offered rate, counted from when each request was due"),
     "replay": ("replay", "held-out users over HTTP: quality and latency of the answers that are served"),
-    "compare": ("comparison", "two results side by side"),
+    "compare": ("comparison", "beside a plain service on the same bundle: the highest rate that each keeps"),
+    "diff": ("diff", "two results side by side"),
     "check": ("objectives", "whether a result meets objectives"),
 }
 REFUSED = 2  # exit status: nothing was measured

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,7 @@ class Report:
         table: header and rows for people.
         machine: as it was before the run.
         notes: what a reader has to know, in sentences.
+        headline: what the document says at its top, for those who read one number.
     """
 
     benchmark: str
@@ -149,6 +150,7 @@ class Report:
     table: Sequence[Sequence[str]]
     machine: Machine
     notes: Sequence[str] = ()
+    headline: Mapping[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """What is kept for machines."""
@@ -162,6 +164,7 @@ class Report:
             "bundle": dict(self.bundle),
             "results": dict(self.results),
             "notes": list(self.notes),
+            **self.headline,
         }
 
 

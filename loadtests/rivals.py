@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loadtests import report
 from loadtests.client import Client, connected
@@ -28,20 +28,46 @@ PATHS = {"service": "/v1/recommendations", "plain": "/recommendations"}
 _READY = re.compile(r"ready on (http://\S+)")
 
 
+class Server(NamedTuple):
+    """A server that was started: where it listens, and its process."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
-    """The address of a server for as long as the block lasts; its output goes to a file, as it would in earnest.
+def launched(
+    command: Sequence[str], environment: Mapping[str, str], *, cores: Collection[int] | None = None
+) -> Iterator[Server]:
+    """A server for as long as the block lasts; its output goes to a file, as it would in earnest.
+
+    Args:
+        command: says `ready on URL` when it is.
+        environment: all of it.
+        cores: where it may run; where this thread may, when left out.
 
     Raises:
         LoadError: it ended, or was not ready in time.
     """
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=report.ROOT)
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores or mine)  # what is started inherits it, every thread of it
         try:
-            yield _address(process, log.fileno())
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=report.ROOT)
+        finally:
+            os.sched_setaffinity(0, mine)
+        try:
+            yield Server(_address(process, log.fileno()), process.pid)
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+@contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[str]:
+    """The address of a `launched` server."""
+    with launched(command, environment) as server:
+        yield server.url
 
 
 def serving(bundle: Path, *, threads: int, deadline_ms: float = PATIENCE_MS) -> AbstractContextManager[str]:
@@ -52,10 +78,10 @@ def serving(bundle: Path, *, threads: int, deadline_ms: float = PATIENCE_MS) -> 
         "SEQUITUR_DEADLINE_MS": f"{deadline_ms:g}",
     }
     command = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]
-    return started(command, {**_clean(), **own})
+    return started(command, {**clean(), **own})
 
 
-def _clean() -> dict[str, str]:
+def clean() -> dict[str, str]:
     """The environment without settings of the service."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SEQUITUR_")}
 
@@ -109,7 +135,7 @@ def compare(
     with ExitStack() as up:
         urls = {
             "service": up.enter_context(serving(bundle, threads=threads)),
-            "plain": up.enter_context(started(plain, _clean())),
+            "plain": up.enter_context(started(plain, clean())),
         }
         return asyncio.run(_measured(urls, ask, rounds=rounds, calls=calls))
 

@@ -26,6 +26,7 @@ import numpy as np
 import orjson
 
 from loadtests import objectives, report, rivals
+from loadtests.bundles import plain_items
 from loadtests.report import Report, spread
 from loadtests.target import LoadError
 from loadtests.traffic import PowerLaw
@@ -391,7 +392,7 @@ def measure(
             return figures, [*notes, "no comparison: the bundle ranks, which a plain endpoint does not"]
         items = folder / "items.json"
         catalog = bundle.catalog
-        items.write_text(json.dumps({"ids": catalog.ids, "available": catalog.available.tolist()}))
+        items.write_text(json.dumps(plain_items(catalog)))
         ask = {"history": whole.history, "k": whole.k}
         compared, said = rivals.compare(
             bundle.path,

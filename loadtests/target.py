@@ -99,21 +99,25 @@ def headers() -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
-def learn(url: str) -> Facts:
+def learn(url: str, key: Mapping[str, str] | None = None) -> Facts:
     """Asks a service what it serves, and pages through its catalog by excluding what is known already.
+
+    Args:
+        url: of the service.
+        key: the header with its API key; from the environment when left out.
 
     Raises:
         LoadError: nobody answers there, or not as this service does.
     """
     base = checked_url(url)
-    model = _ask(f"{base}/v1/model")
+    model = _ask(f"{base}/v1/model", key=key)
     known: list[str] = []
     is_complete = False
     while not is_complete and len(known) <= MOST_EXCLUDED:
         body = {"k": PAGE, "consent": False, "filter": {"exclude_ids": known}, "deadline_ms": PATIENCE_MS}
         if len(json.dumps(body)) > MOST_BYTES:
             break
-        page = [item["item_id"] for item in _ask(f"{base}/v1/recommendations", body)["items"]]
+        page = [item["item_id"] for item in _ask(f"{base}/v1/recommendations", body, key=key)["items"]]
         known += page
         is_complete = len(page) < PAGE
     if not known:
@@ -121,9 +125,9 @@ def learn(url: str) -> Facts:
     return Facts(model, tuple(known), frozenset(known), is_complete)
 
 
-def _ask(address: str, body: Mapping[str, Any] | None = None) -> Any:
+def _ask(address: str, body: Mapping[str, Any] | None = None, *, key: Mapping[str, str] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = Request(address, data, {"content-type": "application/json", **headers()})
+    request = Request(address, data, {"content-type": "application/json", **(headers() if key is None else key)})
     try:
         with _opener.open(request, timeout=LEARNING_S) as answer:
             return json.load(answer)

@@ -1,81 +1,98 @@
-"""Two results compare when their machines and conditions are the same."""
+"""The contest's arithmetic, and one small contest between real rivals."""
 
 import json
+import math
+import os
 
 import pytest
 
+from loadtests import __main__ as commands
 from loadtests import comparison
+from loadtests.capacity import Probe
+from loadtests.comparison import Work, work
 from loadtests.target import LoadError
+from loadtests.traffic import Step
+from loadtests.wire import Reply
 
-A = {
-    "benchmark": "open-loop",
-    "date": "2026-01-01T00:00:00+00:00",
-    "commit": "a" * 40,
-    "machine": {"cpu": "x", "cores": 2, "system": "Linux", "python": "3.11", "busy_before": 0.0},
-    "conditions": {"k": 20, "rates": [50]},
-    "bundle": {"name": "toy"},
-    "results": {"p50_ms": {"median": 2.0, "low": 1.9, "high": 2.1}, "recall": 0.4, "sustained": True},
-}
+GOOD = b'{"items":[{"item_id":"a","score":1.0},{"item_id":"b","score":0.5}],"degraded":false}'
 
 
-def changed(**changes):
-    return {**A, **changes}
+def probe(rate, *, lag_ms=0.1, busy=0.3):
+    return Probe(rate, [0.004], lag_ms, busy)
 
 
-def write(path, document):
-    path.write_text(json.dumps(document))
-    return str(path)
+def found():
+    rates = {"plain": (100.0, 110.0, 90.0), "ours": (200.0, 242.0, 171.0), "no-op": (300.0, 310.0), "empty": (900.0,)}
+    return {workload: {rival: [probe(r) for r in of] for rival, of in rates.items()} for workload in ("stored", "body")}
 
 
-def test_equal_conditions_compare():
-    assert comparison.differences(A, changed(commit="b" * 40, bundle={"name": "other"})) == []
+def test_the_ratio_is_that_of_each_repetition():
+    ratio = comparison.figures(found())["stored"]["ratio"]
+    assert ratio == {"median": 2.0, "low": 1.9, "high": 2.2}
 
 
-@pytest.mark.parametrize(
-    ("other", "said"),
-    [
-        (changed(benchmark="stages"), "benchmark open-loop against stages"),
-        (changed(machine={**A["machine"], "cores": 4}), "machine cores 2 against 4"),
-        (changed(machine={**A["machine"], "cpu": "y"}), "machine cpu x against y"),
-        (changed(conditions={"k": 10, "rates": [50]}), "conditions k 20 against 10"),
-        (changed(conditions={"rates": [50], "k": 20, "seed": 1}), "conditions seed None against 1"),
-    ],
-)
-def test_unlike_conditions_are_named(other, said):
-    assert comparison.differences(A, other) == [said]
+def test_the_table_has_a_row_for_each_rival_and_workload():
+    rows = comparison.table(comparison.figures(found()))
+    assert len(rows) == 1 + 2 * 4
+    assert rows[2][:2] == ["stored, ours", "200 [171 242]"]
+    assert rows[2][-1] == "2.00 [1.90 2.20]"
 
 
-def test_the_figures_stand_side_by_side_with_their_ratio():
-    other = {
-        "p50_ms": {"median": 3.0, "low": 2.9, "high": 3.1},
-        "recall": 0.5,
-        "sustained": False,
-        "only_here": 1.0,
-    }
-    assert comparison.rows(A, changed(results=other))[1:] == [
-        ["p50_ms", "2", "3", "1.500"],
-        ["recall", "0.4", "0.5", "1.250"],
+def test_it_is_said_where_the_generator_may_have_been_the_limit():
+    measured = found()
+    assert comparison.doubts(measured) == [
+        f"{workload}: the empty route, asked by this generator, keeps 3.0 times the rate of the fastest rival"
+        for workload in ("stored", "body")
     ]
+    measured["body"]["ours"][1] = probe(242.0, lag_ms=3.0, busy=0.95)
+    assert "body, ours: in 1 of 3 repetitions the generator was up to 3.00 ms late" in comparison.doubts(measured)[1]
 
 
-def test_ranges_that_overlap_are_marked():
-    other = changed(results={"p50_ms": {"median": 2.2, "low": 2.0, "high": 2.4}})
-    assert comparison.rows(A, other)[1][-1] == "~1.100"
+def test_a_rival_that_holds_nothing_has_a_ratio_of_nought():
+    measured = found()
+    measured["stored"]["plain"] = [Probe(0.0, [math.inf], 0.0, 0.0)]
+    assert comparison.figures(measured)["stored"]["ratio"]["median"] == 0
 
 
-def test_what_was_not_measured_is_left_out_and_nothing_is_divided_by_zero():
-    one = changed(results={"p50_ms": {"median": None, "low": None, "high": None}, "errors": 0, "ndcg": None})
-    assert comparison.rows(one, changed(results={**A["results"], "errors": 2, "ndcg": 1.0}))[1:] == [
-        ["errors", "0", "2", "-"]
-    ]
+def test_an_answer_is_good_when_it_has_all_items_and_nothing_is_degraded():
+    todo = Work([b""] * 2, [False, True], 2)
+    assert todo.is_good(0, Reply(200, b"", GOOD))
+    assert not todo.is_good(0, Reply(200, b"", GOOD.replace(b"false", b"true")))
+    assert not Work([b""], [False], 3).is_good(0, Reply(200, b"", GOOD))
+    assert not todo.is_good(0, Reply(503))
+    assert todo.is_good(1, Reply(202))
+    todo.at = 1
+    assert todo.is_good(0, Reply(202))  # the request that comes first now is the event
 
 
-def test_other_machines_are_refused_without_anyway(tmp_path, capsys):
-    first = write(tmp_path / "a", A)
-    second = write(tmp_path / "b", changed(machine={**A["machine"], "cores": 8}))
-    with pytest.raises(LoadError, match=r"cores 2 against 8.*--anyway"):
-        comparison.main([first, second])
-    assert comparison.main([first, second, "--anyway"]) == 0
-    out = capsys.readouterr().out
-    assert "unlike: machine cores 2 against 8" in out
-    assert "recall" in out
+def test_the_same_steps_are_asked_in_each_rivals_words():
+    steps = [Step("u", None, ("a", "b")), Step("u", "c", ("a", "b", "c"))]
+    ours = work("ours", steps, is_stored=True, k=5, headers={"authorization": "Bearer x"})
+    plain = work("plain", steps, is_stored=False, k=5, headers={})
+    assert ours.requests[0].startswith(b"POST /v1/recommendations HTTP/1.1\r\n")
+    assert b"authorization: Bearer x" in ours.requests[0]
+    assert json.loads(ours.requests[0].split(b"\r\n\r\n")[1]) == {"user_id": "u", "k": 5}
+    assert json.loads(plain.requests[0].split(b"\r\n\r\n")[1]) == {"history": ["a", "b"], "k": 5}
+    assert plain.requests[1].startswith(b"POST /events HTTP/1.1\r\n")
+    assert plain.is_event == [False, True]
+
+
+def test_a_core_each_is_needed():
+    allowed = sorted(os.sched_getaffinity(0))
+    for said in ("0", "0,x", f"{allowed[-1]},{allowed[-1] + 1}"):
+        with pytest.raises(LoadError, match="a core each"):
+            comparison.two_cores(said)
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_a_small_contest(toy_bundle, capsys):
+    affinity = os.sched_getaffinity(0)
+    try:
+        patient = ["--repeats", "1", "--seconds", "0.2", "--p90-ms", "2000", "--p99-5-ms", "5000", "--k", "3"]
+        assert commands.main(["compare", "--bundle", str(toy_bundle), *patient]) == 0
+    finally:
+        os.sched_setaffinity(0, affinity)
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["ratio"] > 0
+    assert document["ratio"] == document["results"]["stored"]["ratio"]["median"]
