@@ -78,10 +78,12 @@ def _serve_one(chosen: Settings, listening: socket.socket) -> int:
 def _serve_many(chosen: Settings, listening: socket.socket) -> int:
     """A supervisor and its workers; each loads the bundle by itself, and all write their metrics to one directory."""
     from retrieval.bundle import Bundle
+    from service.journal import open_journal
     from service.placements import Placements
 
     Bundle.open(chosen.bundle_dir)  # refused here once instead of in every worker
     Placements.read(chosen.placements)
+    open_journal(chosen.log)
     host, port = listening.getsockname()[:2]
     sys.stdout.write(f"Sequitur starts {chosen.workers} workers on {_url(listening)}\n")
     sys.stdout.flush()

@@ -17,6 +17,7 @@ from retrieval.recommenders import Served
 from service import __version__, documentation, logs, settings
 from service.errors import of_http, of_validation
 from service.express import Application
+from service.journal import open_journal
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate
 from service.placements import Placements
@@ -46,7 +47,7 @@ def create_app(
         now: seconds since 1970.
 
     Raises:
-        ConfigurationError: the settings, the store's URL, the API keys or the placements are no good.
+        ConfigurationError: the settings, the URL of the store or the log, the keys or the placements are no good.
     """
     if given is None:
         given = settings.read()
@@ -56,10 +57,13 @@ def create_app(
     rates = Rates(chosen.rate_limit, workers=chosen.workers, clock=clock)
     placements = Placements.read(chosen.placements)
     sessions = store or _open_store(chosen, now)
+    journal = open_journal(chosen.log, now=now)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with serving(chosen, store=sessions, served=served, placements=placements, clock=clock, now=now) as state:
+        async with serving(
+            chosen, store=sessions, served=served, placements=placements, journal=journal, clock=clock, now=now
+        ) as state:
             app.state.shell = state
             yield
             app.state.shell = None

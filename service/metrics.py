@@ -133,6 +133,8 @@ SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
 STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes", "count_distinct")
+JOURNAL_KINDS = ("event", "served", "erased", "merged")
+JOURNAL_DROPS = ("full", "invalid", "trimmed", "closed")
 
 REQUESTS = Counter("sequitur_requests", "Requests answered.", ["route", "method", "code"], registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
@@ -239,6 +241,18 @@ EDITION = Gauge(
     multiprocess_mode="livemin",
     registry=REGISTRY,
 )
+JOURNAL_RECORDS = Counter(
+    "sequitur_journal_records", "Records written to the durable log.", ["kind"], registry=REGISTRY
+)
+JOURNAL_DROPPED = Counter(
+    "sequitur_journal_dropped", "Records that the durable log had to do without.", ["reason"], registry=REGISTRY
+)
+JOURNAL_BUFFER = Gauge(
+    "sequitur_journal_buffer",
+    "Records waiting to be written to the durable log.",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 READY = Gauge("sequitur_ready", "1 when a bundle is loaded and warm.", multiprocess_mode="livemin", registry=REGISTRY)
 
 # A series that appears only with its first increase hides that increase from rate(): start them all at nought.
@@ -255,6 +269,8 @@ for _metric, _values in (
     (RANKED_LISTS, RANKINGS),
     (GENERATED_LISTS, ("true", "false")),
     (QUEUE_DEPTH, POOLS),
+    (JOURNAL_RECORDS, JOURNAL_KINDS),
+    (JOURNAL_DROPPED, JOURNAL_DROPS),
 ):
     for _value in _values:
         _metric.labels(_value)

@@ -33,6 +33,7 @@ from service.batching import MicroBatcher, Run
 from service.budgets import Budgets
 from service.cards import Cards
 from service.errors import DeadlineExceeded
+from service.journal import Journal, ServedList
 from service.keys import Key
 from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
@@ -59,6 +60,7 @@ class Pipeline:
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
         permits: shared with everything else that works on requests.
         budgets: of query sequences, by API key.
+        journal: keeps what was served.
         clock: seconds from some fixed moment; deadlines and timings.
     """
 
@@ -71,6 +73,7 @@ class Pipeline:
         pools: Mapping[str, MicroBatcher],
         permits: Permits,
         budgets: Budgets,
+        journal: Journal,
         clock: Callable[[], float],
     ) -> None:
         self.served = served
@@ -79,6 +82,7 @@ class Pipeline:
         self._pools = pools
         self._permits = permits
         self._budgets = budgets
+        self._journal = journal
         self._clock = clock
         self._pace = Pace(clock)
 
@@ -158,6 +162,11 @@ class Pipeline:
                 body["ranking"] = _ranking(served.ranker, wanted.goals, answer)
             if answer.unmet:
                 body["unmet"] = list(answer.unmet)
+            if asked.consent:
+                is_ranked = bool(answer.ranked)
+                self._journal.served(
+                    ServedList.of(body, asked.user_id, asked.placement, k=wanted.k, is_ranked=is_ranked)
+                )
             return body
 
     async def rank(self, asked: RankingRequest, *, arrived: float, caller: Key | None = None) -> RankingAnswer:

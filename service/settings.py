@@ -45,6 +45,11 @@ class Settings(BaseModel):
         repr=False,  # it may hold a password
         description="Session store: sqlite:///path, redis://, rediss:// or memory://.",
     )
+    log: str = Field(
+        "",
+        repr=False,  # as above
+        description="Durable log of events and served lists: file://dir, redis-stream://host:port/db/name; empty: off.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto prefers cuda.")
     deadline_ms: float = Field(
         100.0, gt=0, le=60_000, description="Whole-request budget in milliseconds; other limits follow from it."

@@ -21,6 +21,7 @@ from service.batching import MicroBatcher
 from service.budgets import Budgets
 from service.errors import NotReady, StoreUnavailable
 from service.items import Items
+from service.journal import Journal, NoJournal
 from service.permits import Permits
 from service.pipeline import Pipeline
 from service.placements import Placements
@@ -128,6 +129,7 @@ async def serving(
     store: SessionStore,
     served: Served | None,
     placements: Placements,
+    journal: Journal | None = None,
     clock: Callable[[], float],
     now: Callable[[], float],
 ) -> AsyncIterator[State]:
@@ -149,6 +151,8 @@ async def serving(
         metrics.STORE_ERRORS.labels("open").inc()
         _log.error("starting without the session store, answers will be degraded: %s", error)
 
+    journal = journal or NoJournal()
+    await journal.open()
     permits = Permits(settings.max_in_flight)
     pools = {
         pool: MicroBatcher(
@@ -174,9 +178,12 @@ async def serving(
         pools=pools,
         permits=permits,
         budgets=budgets,
+        journal=journal,
         clock=clock,
     )
-    users = Users(store, catalog=lambda: pipeline.served.catalog, permits=permits, variant=VARIANT, now=now)
+    users = Users(
+        store, catalog=lambda: pipeline.served.catalog, permits=permits, journal=journal, variant=VARIANT, now=now
+    )
     items = Items(pipeline, store=store, permits=permits)
     following: list[asyncio.Task[None]] = []
     try:
@@ -204,6 +211,7 @@ async def serving(
         for batcher in pools.values():
             await batcher.close()
         await store.close()
+        await journal.close()
         gc.unfreeze()
         if metrics.MULTIPROCESS_DIR is None:  # there the series ends with the process, and cannot earlier
             metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)

@@ -11,6 +11,7 @@ from retrieval.sequences import PAD_ROW
 from service import metrics
 from service.answers import EventResult, EventsAnswer, HistoryAnswer, HistoryItem
 from service.errors import StoreUnavailable
+from service.journal import Journal, UserEvent
 from service.permits import Permits
 from service.schemas import Event, check_times
 from service.sessions import SessionStore, StoredEvent
@@ -23,6 +24,7 @@ class Users:
         store: histories by user.
         catalog: gives the one that is being served, which tells which items are known.
         permits: shared with the pipeline.
+        journal: keeps what was accepted, and what was erased.
         variant: the model variant that clicks are attributed to.
         now: seconds since 1970.
     """
@@ -33,12 +35,14 @@ class Users:
         *,
         catalog: Callable[[], Catalog],
         permits: Permits,
+        journal: Journal,
         variant: str,
         now: Callable[[], float],
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._permits = permits
+        self._journal = journal
         self._variant = variant
         self._now = now
 
@@ -61,8 +65,11 @@ class Users:
                 appended = await self._store.append_many(batches, read_back=False)
             known = self._catalog().rows([event.item_id for event in events]) != PAD_ROW
             results: list[EventResult | None] = [None] * len(events)
+            accepted: list[UserEvent] = []
             for user_id, own in places.items():
-                for place, outcome in zip(own, appended[user_id].outcomes, strict=True):
+                for place, stored, outcome in zip(own, batches[user_id], appended[user_id].outcomes, strict=True):
+                    if outcome == "accepted":
+                        accepted.append((user_id, stored))
                     event = events[place]
                     result: EventResult = {"outcome": outcome, "known": bool(known[place])}
                     if event.event_id is not None:
@@ -71,6 +78,7 @@ class Users:
                         metrics.ATTRIBUTED_CLICKS.labels(self._variant).inc()
                     metrics.EVENTS.labels(outcome).inc()
                     results[place] = result
+            self._journal.events(accepted)
             done = [result for result in results if result is not None]
             return {"accepted": sum(result["outcome"] == "accepted" for result in done), "results": done}
 
@@ -90,10 +98,12 @@ class Users:
 
         Raises:
             Overloaded: no permit.
-            StoreUnavailable: the store is away, and nothing is sure to be erased.
+            StoreUnavailable: the store or the log is away, and not all is sure to be erased.
         """
         with self._permits.hold(), counting():
             await self._store.erase(user_id)
+            if not await self._journal.erased(user_id):
+                raise StoreUnavailable("erase", "the durable log could not be told; erase again, twice does no harm")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The story of one recommendation, and each thing that can be missing from it."""
 
 import asyncio
+import json
 import threading
 
 import numpy as np
@@ -305,3 +306,29 @@ async def test_the_budget_counts_what_the_model_reads_wherever_it_came_from(open
         assert (await ask(history=["i01"], k=5)).status_code == 200
         assert (await ask()).status_code == 200  # no history, so nothing of the model
         assert (await client.get("/v1/items/i01/similar")).status_code == 200
+
+
+async def test_the_log_holds_lists_as_they_went_out_and_nothing_without_consent(open_client, tmp_path):
+    async with open_client(log=f"file://{tmp_path}") as client:
+        assert (await client.post(URL, json={"user_id": "secret", "consent": False})).status_code == 200
+        answers = [
+            await client.post(URL, json={"user_id": "anna", "history": ["i03"], "k": 3, "placement": "home"}),
+            await client.post(URL, json={"history": ["i03"], "k": 2}),
+            await client.get("/v1/users/anna/recommendations?k=2"),
+        ]
+    lines = [line for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert "secret" not in "".join(lines)
+    served = [json.loads(line) for line in lines]
+    for found, answer in zip(served, answers, strict=True):
+        body = answer.json()
+        assert found["kind"] == "served"
+        assert found["recommendation_id"] == body["recommendation_id"]
+        assert found["items"] == ids(answer)
+        assert found["scores"] == [item["score"] for item in body["items"]]
+        assert found["sources"] == [item["source"] for item in body["items"]]
+        assert (found["bundle"], found["variant"]) == (body["model"]["bundle"], "default")
+        assert found["timings_ms"] == body["timings_ms"]
+    assert [found["user_id"] for found in served] == ["anna", None, "anna"]
+    assert [found["k"] for found in served] == [3, 2, 2]
+    assert [found.get("placement") for found in served] == ["home", None, None]
+    assert [found["degraded"] for found in served] == [[], [], ["no_history"]]

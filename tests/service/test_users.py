@@ -1,5 +1,6 @@
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from service import metrics
@@ -132,3 +133,29 @@ async def test_ids_of_any_text_come_back_whole(client, user_id):
     assert (await client.get(f"{path}/recommendations")).status_code == 200
     assert (await client.delete(path)).status_code == 204
     assert (await client.get(f"{path}/history")).json() == {"user_id": user_id, "events": []}
+
+
+def records(folder):
+    return [orjson.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_bytes().splitlines()]
+
+
+async def test_the_log_holds_what_was_accepted_once_and_what_was_erased(open_client, tmp_path):
+    async with open_client(log=f"file://{tmp_path}") as client:
+        whole = event(event_type="click", value=2.5, event_id="e1", recommendation_id="r1", context={"page": "home"})
+        await post(client, whole, event(user_id="v", timestamp=NOW - 5))
+        await post(client, whole)
+        assert (await client.delete("/v1/users/v")).status_code == 204
+    whole |= {"kind": "event", "time": NOW, "timestamp": NOW}
+    first, second, erased = records(tmp_path)
+    assert first == whole
+    assert (second["user_id"], second["time"], second["timestamp"]) == ("v", NOW, NOW - 5)
+    assert erased == {"kind": "erased", "time": NOW, "user_id": "v"}
+
+
+async def test_a_log_that_cannot_be_told_of_an_erasure_says_so(open_client, tmp_path):
+    (tmp_path / "file").touch()
+    async with open_client(log=f"file://{tmp_path / 'file'}") as client:
+        assert (await post(client, event())).status_code == 202
+        answer = await client.delete("/v1/users/u")
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert "erase again" in answer.json()["detail"]
