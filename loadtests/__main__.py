@@ -12,6 +12,7 @@ VERBS = {
     "rankings": ("rankings", "what the ranking stage costs: its parts, by candidates, and one ranker beside another"),
     "generators": ("generators", "a generator behind the service on one core, beside the dense encoder"),
     "open-loop": ("open_loop", "latency at an offered rate, counted from when each request was due"),
+    "faults": ("faults.command", "scripted failures under load: what users notice, what is lost, how soon all is well"),
     "replay": ("replay", "held-out users over HTTP: quality and latency of the answers that are served"),
     "compare": ("comparison", "beside a plain service on the same bundle: the highest rate that each keeps"),
     "diff": ("diff", "two results side by side"),

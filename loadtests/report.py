@@ -200,7 +200,7 @@ def emit(report: Report, *, record: bool = False) -> None:
         )
     table = format_table(report.table)
     document = {**report.document(), "notes": notes}
-    line = json.dumps(_finite(document), allow_nan=False)
+    line = json.dumps(finite(document), allow_nan=False)
     print("\n".join([table, *(f"note: {note}" for note in notes)]))
     print(line, flush=True)
     if record:
@@ -213,12 +213,12 @@ def emit(report: Report, *, record: bool = False) -> None:
             out.write(text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with null for what was not measured: JSON knows no NaN."""
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

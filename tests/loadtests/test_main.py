@@ -46,7 +46,7 @@ def test_a_refusal_is_one_line_and_an_exit_status():
 
 def test_only_these_look_inside():
     found = set()
-    for path in (ROOT / "loadtests").glob("*.py"):
+    for path in (ROOT / "loadtests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
