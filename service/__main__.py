@@ -17,6 +17,7 @@ import uvicorn
 
 from retrieval.errors import BundleError
 from service import settings
+from service.connections import Connection
 from service.errors import ConfigurationError
 from service.keys import open_keys
 from service.settings import Settings
@@ -101,6 +102,7 @@ def _url(listening: socket.socket) -> str:
 
 
 _OPTIONS: dict[str, Any] = {
+    "http": Connection,
     "log_config": None,
     "access_log": False,
     "server_header": False,

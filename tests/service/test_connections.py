@@ -1,0 +1,180 @@
+"""Real sockets on the loopback, because what is tested is what the server does before there is a request."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+
+from service import connections
+from service.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_REQUEST_BYTES, Connection
+from service.middleware import BodyLimit, Edge
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
+
+
+async def page(scope, receive, send) -> None:
+    """Says how many headers came, and how long the body was."""
+    body = (await receive())["body"]
+    said = f"{len(scope['headers'])} {len(body)}".encode()
+    headers = [(b"content-length", str(len(said)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
+async def refusing(_scope, _receive, send) -> None:
+    """Answers before it has read a body."""
+    await send({"type": "http.response.start", "status": 429, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def serving(app) -> AsyncIterator[int]:
+    """The port of a server with our connections."""
+    config = uvicorn.Config(app, http=Connection, port=0, log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await server.shutdown()
+
+
+async def said(port: int, *parts: bytes) -> bytes:
+    """Sends the parts, and all that comes back until the server hangs up, or has answered once and says no more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+        return head + await reader.readexactly(int(length.split(b":")[1]))
+    finally:
+        writer.close()
+
+
+def problem(answer: bytes) -> dict:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head
+    told = json.loads(body)
+    assert answer.startswith(b"HTTP/1.1 %d " % told["status"])
+    assert told["request_id"]
+    return told
+
+
+def headers(count: int, size: int = 1) -> bytes:
+    return b"".join(b"x-%d: %s\r\n" % (number, b"v" * size) for number in range(count))
+
+
+async def test_what_is_within_the_limits_passes():
+    async with serving(page) as port:
+        assert (await said(port, GET + headers(MAX_HEADERS - 1) + b"\r\n")).endswith(b"100 0")
+        assert (await said(port, GET + headers(1, MAX_HEAD_BYTES - 100) + b"\r\n")).endswith(b"2 0")
+        body = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n" + b"1" * 60_000
+        assert (await said(port, body)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [GET + headers(MAX_HEADERS) + b"\r\n"],
+        [GET + headers(2, MAX_HEAD_BYTES) + b"\r\n"],
+        [GET + headers(1, MAX_HEAD_BYTES)],  # no end
+        [GET + b"x: ", b"v" * MAX_HEAD_BYTES],  # one value without end
+        [b"GET /" + b"a" * MAX_HEAD_BYTES],
+        [GET, *(b"x: y\r\n" for _ in range(MAX_HEADERS)), b"\r\n"],
+    ],
+)
+async def test_full_a_flood_of_headers_is_431_whole_or_not(parts):
+    async with serving(page) as port:
+        assert problem(await said(port, *parts))["code"] == "head_too_large"
+        assert (await said(port, GET + b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "bytes_",
+    [b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n", b"BREW\r\n\r\n"],
+)
+async def test_what_is_no_http_is_a_problem_like_any_other(bytes_):
+    async with serving(page) as port:
+        assert problem(await said(port, bytes_))["code"] == "malformed_http"
+        assert (await said(port, GET + b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def closed(port: int, *parts: bytes, drips: bytes = b"") -> bool:
+    """Whether the server hangs up on who sends these and then drips."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+        async with asyncio.timeout(5):
+            while not reader.at_eof():
+                writer.write(drips)
+                try:
+                    await asyncio.wait_for(reader.read(1_000), 0.005)
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+        return True
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("parts", "drips"),
+    [
+        ([], b""),  # a connection that says nothing
+        ([b"GET / HT"], b""),
+        ([GET], b"x"),
+        ([GET + b"\r\n", b"GET"], b""),  # the second request of a connection
+        ([b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n"], b"x"),  # the rest of a refused body
+    ],
+)
+async def test_late_is_hung_up_on(monkeypatch, parts, drips):
+    monkeypatch.setattr(connections, "WHOLE_WITHIN_S", 0.05)
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
+    async with serving(refusing) as port:
+        assert await closed(port, *parts, drips=drips)
+
+
+async def test_an_answer_that_takes_long_is_waited_for(monkeypatch):
+    monkeypatch.setattr(connections, "WHOLE_WITHIN_S", 0.01)
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.005)
+
+    async def slow(scope, receive, send):
+        await asyncio.sleep(0.1)
+        await page(scope, receive, send)
+
+    async with serving(slow) as port:
+        assert (await said(port, GET + b"\r\n")).endswith(b"1 0")
+
+
+async def test_trailers_without_end_are_not_kept():
+    """They are no body, so no limit of bodies holds them."""
+    begin = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    sent = 0
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(begin)
+        while sent < 3 * MAX_REQUEST_BYTES:
+            writer.write(b"x: " + b"v" * 60_000 + b"\r\n")
+            sent += 60_000
+            await writer.drain()
+
+    async with serving(Edge(BodyLimit(page, limit_bytes=100), clock=lambda: 0.0)) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ConnectionError):
+            await flood(writer)
+        assert sent < 2 * MAX_REQUEST_BYTES
+        writer.close()
