@@ -17,11 +17,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import metrics
 from service.errors import PROBLEM, HeadTooLarge, MalformedHttp, problem
-from service.schemas import MAX_BODY_BYTES
 
 MAX_HEAD_BYTES = 32_768  # request line and headers; an id of 256 characters is 2,304 bytes as `%F0%9F...`
 MAX_HEADERS = 100
-MAX_REQUEST_BYTES = 8 * MAX_BODY_BYTES  # chunks and trailers included; of a body that is refused, what is still taken
+MAX_REQUEST_BYTES = 8 << 20  # chunks and trailers included, and what is still taken of a body that was refused
 WHOLE_WITHIN_S = 15.0  # a request, from its first byte, or a new connection, from its opening
 LOOK_EVERY_S = 1.0
 _PROCESS = secrets.token_hex(8)

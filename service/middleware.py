@@ -29,11 +29,14 @@ BODY_WITHIN_S = 10.0  # a mebibyte in that time is 1 Mbit/s, and callers are ser
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/livez", "/readyz", "/metrics", "/static")  # asked every few seconds, and of no interest when all is well
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_HEADERS = ((b"x-content-type-options", b"nosniff"),)
+_API_HEADERS = (*_HEADERS, (b"cache-control", b"no-store"))  # what is said of a user is for who asked, and now
 _PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 _PROCESS = secrets.token_hex(8)
 _number = itertools.count(secrets.randbits(32))
@@ -103,6 +106,7 @@ class Edge:
         given = header(scope, b"x-request-id")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_number):016x}"
         scope.setdefault("state", {}).update(arrived=arrived, request_id=request_id)
+        own = _API_HEADERS if scope["path"].startswith("/v1/") else _HEADERS
         status = 500
         has_started = False
 
@@ -111,7 +115,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status, has_started = message["status"], True
                 headers = message["headers"] = list(message["headers"])
-                headers += ((b"x-request-id", request_id.encode()), _NOSNIFF)
+                headers += ((b"x-request-id", request_id.encode()), *own)
                 if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
                     headers += _PAGE_HEADERS
             await send(message)

@@ -83,6 +83,12 @@ async def test_pages_get_headers_that_allow_no_foreign_content():
     assert headers["x-content-type-options"] == "nosniff"
 
 
+async def test_no_answer_of_the_api_is_kept_by_a_cache_and_files_may_be():
+    async with edge(echo) as client:
+        assert (await client.post("/v1/events")).headers["cache-control"] == "no-store"
+        assert "cache-control" not in (await client.get("/static/app.js")).headers
+
+
 async def test_one_line_per_request_and_none_for_a_probe(caplog):
     caplog.set_level(logging.INFO, logger="service.middleware")
 
