@@ -81,9 +81,11 @@ def _serve_many(chosen: Settings, listening: socket.socket) -> int:
     from retrieval.bundle import Bundle
     from service.journal import open_journal
     from service.placements import Placements
+    from service.variants import Plan
 
     Bundle.open(chosen.bundle_dir)  # refused here once instead of in every worker
     Placements.read(chosen.placements)
+    Plan.read(chosen.variants)
     open_journal(chosen.log)
     host, port = listening.getsockname()[:2]
     sys.stdout.write(f"Sequitur starts {chosen.workers} workers on {_url(listening)}\n")

@@ -187,6 +187,14 @@ class ModelRanking(TypedDict):
     calibration: Annotated[dict[str, str], Field(description="`platt` or `isotonic`, by task.")]
 
 
+class ModelVariant(TypedDict):
+    """A bundle in service, by the name that `model` of a request may say."""
+
+    name: str
+    model: str
+    bundle: str
+
+
 class ModelAnswer(TypedDict):
     """What is being served."""
 
@@ -208,6 +216,7 @@ class ModelAnswer(TypedDict):
     hyper_parameters: Mapping[str, Any]
     index: Mapping[str, Any]
     metrics: Annotated[Mapping[str, Any], Field(description="Measured quality: protocol, metric, value.")]
+    variants: Annotated[list[ModelVariant], Field(description="All that is served, the default one first.")]
 
 
 class Readiness(TypedDict):

@@ -27,6 +27,7 @@ from service.schemas import MAX_BODY_BYTES
 from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
 from service.settings import Settings
 from service.state import serving
+from service.variants import Plan
 
 
 def create_app(
@@ -47,7 +48,8 @@ def create_app(
         now: seconds since 1970.
 
     Raises:
-        ConfigurationError: the settings, the URL of the store or the log, the keys or the placements are no good.
+        ConfigurationError: the settings, the URL of the store or the log, the keys, the placements or the variants are
+            no good.
     """
     if given is None:
         given = settings.read()
@@ -55,14 +57,21 @@ def create_app(
     chosen = given
     keys = open_keys(chosen)
     rates = Rates(chosen.rate_limit, workers=chosen.workers, clock=clock)
-    placements = Placements.read(chosen.placements)
+    placements, plan = Placements.read(chosen.placements), Plan.read(chosen.variants)
     sessions = store or _open_store(chosen, now)
     journal = open_journal(chosen.log, now=now)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with serving(
-            chosen, store=sessions, served=served, placements=placements, journal=journal, clock=clock, now=now
+            chosen,
+            store=sessions,
+            served=served,
+            placements=placements,
+            plan=plan,
+            journal=journal,
+            clock=clock,
+            now=now,
         ) as state:
             app.state.shell = state
             yield

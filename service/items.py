@@ -2,7 +2,7 @@
 
 A change is in effect on the very next request of this process, survives a restart and reaches the other workers on the
 same store within `FOLLOW_EVERY_S`. Changes that come together share one edition. Whoever began on an older edition
-ends on it.
+ends on it. Every variant gets them; the answers here are those of the default one.
 
 What callers said stands above what a bundle says, also above one that is trained later, until they say something else.
 """
@@ -20,10 +20,10 @@ from service import metrics
 from service.answers import ItemAnswer
 from service.errors import InvalidRequest, StoreUnavailable
 from service.permits import Permits
-from service.pipeline import Pipeline
 from service.schemas import ItemRequest
 from service.sessions import ItemChange, SessionStore
 from service.users import counting
+from service.variants import Variant, Variants
 
 _log = logging.getLogger(__name__)
 
@@ -36,16 +36,15 @@ class Items:
     """The items of what is being served.
 
     Args:
-        pipeline: gets the editions.
+        variants: get the editions.
         store: keeps the changes.
         permits: shared with the pipeline.
     """
 
-    def __init__(self, pipeline: Pipeline, *, store: SessionStore, permits: Permits) -> None:
-        self._pipeline = pipeline
+    def __init__(self, variants: Variants, *, store: SessionStore, permits: Permits) -> None:
+        self._variants = variants
         self._store = store
         self._permits = permits
-        self._version = 0  # of the store, as far as it is in effect here
         self._building = asyncio.Lock()
 
     def get(self, item_id: str) -> ItemAnswer:
@@ -54,7 +53,7 @@ class Items:
         Raises:
             UnknownItem: the catalog does not hold it.
         """
-        served = self._pipeline.served
+        served = self._variants.default.served
         row = served.catalog.row(item_id)
         return {
             "item_id": item_id,
@@ -73,7 +72,7 @@ class Items:
             StoreUnavailable: the change is not sure to be kept; send it again, twice does no harm.
         """
         with self._permits.hold():
-            catalog = self._pipeline.served.catalog
+            catalog = self._variants.default.served.catalog
             unfit = unfit_attributes(kinds_of(catalog), asked.attributes or {})
             if unfit:
                 raise InvalidRequest([{"loc": f"attributes.{name}", "msg": why} for name, why in unfit.items()])
@@ -90,7 +89,7 @@ class Items:
             StoreUnavailable: the change is not sure to be kept; send it again, twice does no harm.
         """
         with self._permits.hold():
-            self._pipeline.served.catalog.row(item_id)  # or it is unknown
+            self._variants.default.served.catalog.row(item_id)  # or it is unknown
             await self._change(ItemChange(item_id, available=False))
 
     async def refresh(self) -> None:
@@ -100,16 +99,31 @@ class Items:
             StoreUnavailable: the store is away, and what is being served stays.
         """
         async with self._building:
-            with counting():
-                version, changes = await self._store.item_changes(self._version)
-                if version < self._version:  # another store than before: an emptied Redis, a file that was replaced
-                    version, changes = await self._store.item_changes()
-            if changes:
-                served = await asyncio.to_thread(next_edition, self._pipeline.served, changes)
-                self._pipeline.served = served
-                metrics.EDITION.set(served.edition)
-                metrics.INDEX_ITEMS.labels(served.index.name).set(len(served.catalog))
-            self._version = version
+            for variant in self._variants:
+                served, version = await self.caught_up(variant.served, variant.version)
+                self._install(variant, served, version)
+
+    async def caught_up(self, served: Served, version: int) -> tuple[Served, int]:
+        """An edition with all changes in it, and the store's version with the last of them.
+
+        Args:
+            served: an edition.
+            version: of the changes that are in it; 0: none.
+
+        Raises:
+            StoreUnavailable: the store is away.
+        """
+        with counting():
+            latest, changes = await self._store.item_changes(version)
+            if latest < version:  # another store than before: an emptied Redis, a file that was replaced
+                latest, changes = await self._store.item_changes()
+        return (await asyncio.to_thread(next_edition, served, changes) if changes else served), latest
+
+    def _install(self, variant: Variant, served: Served, version: int) -> None:
+        is_changed, variant.served, variant.version = served is not variant.served, served, version
+        if is_changed and variant is self._variants.default:
+            metrics.EDITION.set(served.edition)
+            metrics.INDEX_ITEMS.labels(served.index.name).set(len(served.catalog))
 
     async def follow(self) -> None:
         """Keeps up with other processes for as long as it is not cancelled."""

@@ -34,6 +34,7 @@ class Call:
         budget_s: the time that it had in all.
         timings: what each stage took so far.
         reasons: why its answer is degraded, in the order in which it happened.
+        variant: which of the variants `served` is of.
     """
 
     served: Served
@@ -42,6 +43,7 @@ class Call:
     budget_s: float
     timings: Timings
     reasons: list[str] = field(default_factory=list)
+    variant: str = "default"
 
     def degrade(self, reason: str, error: Exception | None = None) -> None:
         """Says and counts that something simpler has to do."""

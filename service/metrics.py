@@ -131,6 +131,7 @@ RANKINGS = ("full", "short", "late", "failed")
 POOLS = ("generator", "encoder")
 SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
+UNKNOWN = "unknown"  # a variant that is not configured, or no recommendation id of ours
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
 STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes", "count_distinct")
 JOURNAL_KINDS = ("event", "served", "erased", "merged")
@@ -265,7 +266,7 @@ for _metric, _values in (
     (EVENTS, EVENT_OUTCOMES),
     (STORE_ERRORS, STORE_OPERATIONS),
     (SWAPS, ("ok", "failed")),
-    (ATTRIBUTED_CLICKS, ("default",)),
+    (ATTRIBUTED_CLICKS, ("default", UNKNOWN)),
     (RANKED_LISTS, RANKINGS),
     (GENERATED_LISTS, ("true", "false")),
     (QUEUE_DEPTH, POOLS),

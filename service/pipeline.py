@@ -6,7 +6,6 @@ Read `Pipeline.recommend` from top to bottom. Whatever can be answered by someth
 
 import asyncio
 import math
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -29,6 +28,7 @@ from service.answers import (
     ServedModel,
     SimilarAnswer,
 )
+from service.attribution import new_id
 from service.batching import MicroBatcher, Run
 from service.budgets import Budgets
 from service.cards import Cards
@@ -39,22 +39,23 @@ from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
 from service.permits import Permits
 from service.placements import Placements, Wanted
-from service.questions import VARIANT, Questions, filter_of, joined, request_of, rows_of
+from service.questions import Questions, filter_of, joined, request_of, rows_of
 from service.runs import FULL, GENERATED, RETRIEVED, Asked, Listed, Listing, Scoring
 from service.schemas import RankingRequest, RecommendationRequest
 from service.settings import GENERATIVE_SHARE, RESERVE_SHARE
 from service.timing import Timings
+from service.variants import Variants
 
 Q = TypeVar("Q", Query, Given)
 RANKED = "ranked"
 
 
 class Pipeline:
-    """Answers recommendations from one bundle.
+    """Answers recommendations from the bundles that are served.
 
     Args:
-        served: the bundle, loaded; `served` may be replaced by another edition of it at any time, and a request keeps
-            the one that it began with.
+        variants: which of them answers; what it serves may be replaced at any time, and a request keeps what it began
+            with.
         questions: reads bodies.
         placements: what is wanted of lists beside good items.
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
@@ -66,7 +67,7 @@ class Pipeline:
 
     def __init__(
         self,
-        served: Served,
+        variants: Variants,
         *,
         questions: Questions,
         placements: Placements,
@@ -76,7 +77,7 @@ class Pipeline:
         journal: Journal,
         clock: Callable[[], float],
     ) -> None:
-        self.served = served
+        self._variants = variants
         self._questions = questions
         self._placements = placements
         self._pools = pools
@@ -103,9 +104,8 @@ class Pipeline:
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
-            served = self.served
-            call = self._questions.call(asked, served, arrived=arrived)
-            timings = call.timings
+            call = self._questions.call(asked, self._variants.choose(asked), arrived=arrived)
+            served, timings = call.served, call.timings
 
             wanted = self._placements.wanted(asked)
             with timings("filter"):
@@ -147,10 +147,10 @@ class Pipeline:
                 metrics.SHORT_LISTS.inc()
             _observe(timings)
             body: RecommendationAnswer = {
-                "recommendation_id": secrets.token_urlsafe(16),
+                "recommendation_id": new_id(call.variant),
                 "items": items,
                 "next": None,
-                "model": _model(served),
+                "model": _model(served, call.variant),
                 "degraded": bool(call.reasons),
                 "degraded_reasons": call.reasons,
                 "timings_ms": timings.milliseconds(),
@@ -184,8 +184,8 @@ class Pipeline:
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
-            served = self.served
-            call = self._questions.call(asked, served, arrived=arrived)
+            call = self._questions.call(asked, self._variants.choose(asked), arrived=arrived)
+            served = call.served
             goals = self._placements.goals(asked.placement)
             served.recommender.check(goals)
             with call.timings("state"):
@@ -210,7 +210,7 @@ class Pipeline:
             body: RankingAnswer = {
                 "items": items,
                 "source": source,
-                "model": _model(served),
+                "model": _model(served, call.variant),
                 "degraded": bool(call.reasons),
                 "degraded_reasons": call.reasons,
                 "timings_ms": call.timings.milliseconds(),
@@ -227,7 +227,8 @@ class Pipeline:
             UnknownItem: the catalog does not hold it.
         """
         with self._permits.hold():
-            served = self.served
+            variant = self._variants.default
+            served = variant.served
             timings = Timings(self._clock)
             row = served.catalog.row(item_id)
             eligible = served.filters.eligible(Filter())
@@ -235,7 +236,8 @@ class Pipeline:
                 answer = await asyncio.to_thread(served.similar.similar, row, k, eligible, EMPTY.rows)
             with timings("respond"):
                 items = _items(served, answer, np.full(len(answer), PAD_ROW))
-            return {"item_id": item_id, "items": items, "model": _model(served), "timings_ms": timings.milliseconds()}
+            model = _model(served, variant.name)
+            return {"item_id": item_id, "items": items, "model": model, "timings_ms": timings.milliseconds()}
 
     def _spend(self, caller: Key | None, served: Served, request: Request) -> None:
         """Counts what the model is about to read."""
@@ -308,8 +310,8 @@ def _source(served: Served, retriever: Retriever) -> str:
     return GENERATED if retriever is served.generative else RETRIEVED
 
 
-def _model(served: Served) -> ServedModel:
-    return {"name": served.bundle.manifest.model, "bundle": served.bundle.name, "variant": VARIANT}
+def _model(served: Served, variant: str) -> ServedModel:
+    return {"name": served.bundle.manifest.model, "bundle": served.bundle.name, "variant": variant}
 
 
 def _items(served: Served, answer: Answer, near: IntArray, *, explain: bool = False) -> list[RecommendedItem]:

@@ -9,10 +9,9 @@ import numpy as np
 
 from retrieval.filters import AttributeRule, Filter
 from retrieval.inputs import Request
-from retrieval.recommenders import Served
 from retrieval.sequences import EMPTY, History, IntArray
 from service import metrics
-from service.errors import InvalidRequest, StoreUnavailable
+from service.errors import StoreUnavailable
 from service.ladder import Call
 from service.schemas import (
     DEFAULT_EVENT_TYPE,
@@ -27,8 +26,8 @@ from service.schemas import (
 from service.sessions import SessionStore, StoredEvent
 from service.settings import STORE_SHARE
 from service.timing import Timings
+from service.variants import Variant
 
-VARIANT = "default"
 _EVERYTHING = Filter()
 Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
 
@@ -59,20 +58,17 @@ class Questions:
         self._clock = clock
         self._now = now
 
-    def call(self, asked: RecommendationRequest | RankingRequest, served: Served, *, arrived: float) -> Call:
+    def call(self, asked: RecommendationRequest | RankingRequest, variant: Variant, *, arrived: float) -> Call:
         """The beginning of a request.
 
         Raises:
-            InvalidRequest: another model than the one served, or a time too far ahead.
+            InvalidRequest: a time too far ahead.
         """
         now = self._now()
-        name = served.bundle.manifest.model
-        if asked.model is not None and asked.model not in (name, VARIANT):
-            message = f"{asked.model!r} is not served here; leave it out or send {name!r}"
-            raise InvalidRequest([{"loc": "model", "msg": message}])
         check_times(asked.history, now, field="history")
         budget_s = self._deadline_s if asked.deadline_ms is None else asked.deadline_ms / 1000
-        return Call(served, now, arrived + budget_s, budget_s, Timings(self._clock))
+        timings = Timings(self._clock)
+        return Call(variant.served, now, arrived + budget_s, budget_s, timings, variant=variant.name)
 
     async def remembered(self, asked: RecommendationRequest | RankingRequest, call: Call) -> History:
         """The stored history; empty where the store is away, and the store is not touched without consent."""

@@ -226,7 +226,9 @@ class _Question(_Body):
         description="Item ids or events, oldest first. Unknown items are passed over.",
     )
     context: Context = Field(default_factory=dict)
-    model: Word | None = Field(default=None, description="The served model's name or `default`.")
+    model: Word | None = Field(
+        default=None, description="A variant or the name of its model; left out: as experiments deal, or `default`."
+    )
     consent: Annotated[bool, Field(strict=True)] = Field(
         default=True, description="false: nothing is read or stored, only this body counts."
     )

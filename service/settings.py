@@ -37,6 +37,12 @@ class Settings(BaseModel):
     bundle: Path | None = Field(
         None, description="Bundle directory; unset: artifacts/current where it exists, else artifacts/demo."
     )
+    bundles: Path | None = Field(
+        None, description="Directory whose bundles may be activated; unset: the one that the served bundle is in."
+    )
+    variants: Path | None = Field(
+        None, description="TOML file of variants, experiments and shadow traffic; read once, at the start."
+    )
     placements: Path | None = Field(
         None, description="TOML file of placements: goals, rules and defaults by name; read once, at the start."
     )
@@ -92,6 +98,11 @@ class Settings(BaseModel):
             return self.bundle
         current = Path("artifacts/current")
         return current if current.exists() else Path("artifacts/demo")
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Where the bundles lie that may be brought into service."""
+        return (self.bundles or self.bundle_dir.resolve().parent).resolve()
 
     @property
     def deadline_s(self) -> float:

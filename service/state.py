@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrieval.bundle import Bundle
 from retrieval.encoder import best_device
@@ -25,11 +26,12 @@ from service.journal import Journal, NoJournal
 from service.permits import Permits
 from service.pipeline import Pipeline
 from service.placements import Placements
-from service.questions import VARIANT, Questions
+from service.questions import Questions
 from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, RecommendationRequest
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.users import Users
+from service.variants import DEFAULT, Plan, Variant, Variants, bundle_path
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class State:
 
     store: SessionStore
     pools: Mapping[str, MicroBatcher]
+    variants: Variants
     pipeline: Pipeline
     users: Users
     items: Items
@@ -51,7 +54,7 @@ class State:
 
     def about(self) -> ModelAnswer:
         """What is being served."""
-        served = self.pipeline.served
+        served = self.variants.default.served
         bundle = served.bundle
         manifest = bundle.manifest
         answer: ModelAnswer = {
@@ -72,6 +75,14 @@ class State:
             "hyper_parameters": manifest.hyper_parameters,
             "index": {**manifest.index, "served": served.index.name},
             "metrics": manifest.metrics,
+            "variants": [
+                {
+                    "name": variant.name,
+                    "model": variant.served.bundle.manifest.model,
+                    "bundle": variant.served.bundle.name,
+                }
+                for variant in self.variants
+            ],
         }
         if served.ranker is not None:
             settings = served.ranker.settings
@@ -93,23 +104,24 @@ class State:
         """
         if not all(batcher.is_alive for batcher in self.pools.values()):
             raise NotReady("the recommender's queue is not being served; restart the process")
+        bundle = self.variants.default.served.bundle.name
         try:
             async with asyncio.timeout(self.store_timeout_s):
                 await self.store.ping()
         except (StoreUnavailable, TimeoutError):
             metrics.STORE_ERRORS.labels("ping").inc()
-            return {"status": "ready", "bundle": self.pipeline.served.bundle.name, "store": "away"}
-        return {"status": "ready", "bundle": self.pipeline.served.bundle.name, "store": "ok"}
+            return {"status": "ready", "bundle": bundle, "store": "away"}
+        return {"status": "ready", "bundle": bundle, "store": "ok"}
 
 
-def load_bundle(settings: Settings) -> Served:
-    """The bundle of the settings, on the device that they name.
+def load_bundle(settings: Settings, path: Path | None = None) -> Served:
+    """A bundle, or the one of the settings, on the device that they name.
 
     Raises:
         BundleError: it cannot be served; the message says why.
     """
     started = time.perf_counter()
-    bundle = Bundle.open(settings.bundle_dir)
+    bundle = Bundle.open(path or settings.bundle_dir)
     device = best_device() if settings.device == "auto" else settings.device
     try:
         served = load(bundle, threads=settings.threads, device=device)
@@ -129,6 +141,7 @@ async def serving(
     store: SessionStore,
     served: Served | None,
     placements: Placements,
+    plan: Plan | None = None,
     journal: Journal | None = None,
     clock: Callable[[], float],
     now: Callable[[], float],
@@ -141,8 +154,16 @@ async def serving(
     """
     if served is None:
         served = await asyncio.to_thread(load_bundle, settings)
-    manifest = served.bundle.manifest
-    metrics.BUNDLE_INFO.labels(served.bundle.name, manifest.model, manifest.kind).set(1)
+    loaded = {DEFAULT: served}
+    plan = plan or Plan()
+    for name, table in plan.variants.items():
+        loaded[name] = await asyncio.to_thread(load_bundle, settings, bundle_path(settings.bundles_dir, table.bundle))
+    variants = Variants(loaded, plan)
+    for variant in variants:
+        manifest = variant.served.bundle.manifest
+        metrics.BUNDLE_INFO.labels(variant.served.bundle.name, manifest.model, manifest.kind).set(1)
+        metrics.ATTRIBUTED_CLICKS.labels(variant.name)
+    served = variants.default.served
     metrics.INDEX_ITEMS.labels(served.index.name).set(len(served.catalog))
 
     try:
@@ -172,7 +193,7 @@ async def serving(
     )
     budgets = Budgets(settings.query_budget, now=now)
     pipeline = Pipeline(
-        served,
+        variants,
         questions=questions,
         placements=placements,
         pools=pools,
@@ -181,18 +202,18 @@ async def serving(
         journal=journal,
         clock=clock,
     )
-    users = Users(
-        store, catalog=lambda: pipeline.served.catalog, permits=permits, journal=journal, variant=VARIANT, now=now
-    )
-    items = Items(pipeline, store=store, permits=permits)
+    users = Users(store, variants=variants, permits=permits, journal=journal, now=now)
+    items = Items(variants, store=store, permits=permits)
     following: list[asyncio.Task[None]] = []
     try:
         try:
             await items.refresh()
         except StoreUnavailable as error:
             _log.error("changes of items are not in effect until the store is there: %s", error)
-        await asyncio.to_thread(placements.check, pipeline.served)
-        await warm_up(pipeline, clock, at_once=min(settings.max_batch, settings.max_in_flight, settings.queue_limit))
+        at_once = min(settings.max_batch, settings.max_in_flight, settings.queue_limit)
+        for variant in variants:
+            await asyncio.to_thread(placements.check, variant.served)
+            await warm_up(pipeline, variant, clock, at_once=at_once)
         metrics.SWAPS.labels("ok").inc()
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
         gc.collect()
@@ -201,7 +222,7 @@ async def serving(
         if store.durable:  # others may write to it
             following.append(asyncio.create_task(items.follow(), name="items"))
         metrics.READY.set(1)
-        yield State(store, pools, pipeline, users, items, permits, settings.store_timeout_s)
+        yield State(store, pools, variants, pipeline, users, items, permits, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
         for task in following:
@@ -214,19 +235,27 @@ async def serving(
         await journal.close()
         gc.unfreeze()
         if metrics.MULTIPROCESS_DIR is None:  # there the series ends with the process, and cannot earlier
-            metrics.BUNDLE_INFO.remove(served.bundle.name, manifest.model, manifest.kind)
+            for variant in variants:
+                manifest = variant.served.bundle.manifest
+                metrics.BUNDLE_INFO.remove(variant.served.bundle.name, manifest.model, manifest.kind)
 
 
-async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: int) -> None:
+async def warm_up(pipeline: Pipeline, variant: Variant, clock: Callable[[], float], *, at_once: int) -> None:
     """Replays the bundle's sample histories through the real pipeline: one by one, then as many together as may be.
 
     Raises:
         BundleError: the model failed on one of them.
     """
-    histories = pipeline.served.bundle.warmup[:WARMUP_HISTORIES] or [[pipeline.served.catalog.ids[1]]]
+    served = variant.served
+    histories = served.bundle.warmup[:WARMUP_HISTORIES] or [[served.catalog.ids[1]]]
     asked = [
         RecommendationRequest.model_validate(
-            {"history": history[-MAX_HISTORY:], "consent": False, "deadline_ms": MAX_DEADLINE_MS}
+            {
+                "history": history[-MAX_HISTORY:],
+                "model": variant.name,
+                "consent": False,
+                "deadline_ms": MAX_DEADLINE_MS,
+            }
         )
         for history in histories
     ]
@@ -238,6 +267,6 @@ async def warm_up(pipeline: Pipeline, clock: Callable[[], float], *, at_once: in
     if failed:
         metrics.SWAPS.labels("failed").inc()
         raise BundleError(
-            f"{pipeline.served.bundle.path} failed {len(failed)} of {len(answers)} warm-up requests, see the log; "
+            f"{served.bundle.path} failed {len(failed)} of {len(answers)} warm-up requests, see the log; "
             "export it again"
         )

@@ -6,15 +6,16 @@ None of this can be degraded. An event that is not stored has to be refused, or 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from retrieval.catalog import Catalog
 from retrieval.sequences import PAD_ROW
 from service import metrics
 from service.answers import EventResult, EventsAnswer, HistoryAnswer, HistoryItem
+from service.attribution import variant_of
 from service.errors import StoreUnavailable
 from service.journal import Journal, UserEvent
 from service.permits import Permits
 from service.schemas import Event, check_times
 from service.sessions import SessionStore, StoredEvent
+from service.variants import Variants
 
 
 class Users:
@@ -22,10 +23,9 @@ class Users:
 
     Args:
         store: histories by user.
-        catalog: gives the one that is being served, which tells which items are known.
+        variants: what is served: which items are known, and whose recommendations may be named.
         permits: shared with the pipeline.
         journal: keeps what was accepted, and what was erased.
-        variant: the model variant that clicks are attributed to.
         now: seconds since 1970.
     """
 
@@ -33,17 +33,15 @@ class Users:
         self,
         store: SessionStore,
         *,
-        catalog: Callable[[], Catalog],
+        variants: Variants,
         permits: Permits,
         journal: Journal,
-        variant: str,
         now: Callable[[], float],
     ) -> None:
         self._store = store
-        self._catalog = catalog
+        self._variants = variants
         self._permits = permits
         self._journal = journal
-        self._variant = variant
         self._now = now
 
     async def record(self, events: Sequence[Event]) -> EventsAnswer:
@@ -63,7 +61,7 @@ class Users:
             batches = {user_id: [_stored(events[i], now) for i in own] for user_id, own in places.items()}
             with counting():
                 appended = await self._store.append_many(batches, read_back=False)
-            known = self._catalog().rows([event.item_id for event in events]) != PAD_ROW
+            known = self._variants.default.served.catalog.rows([event.item_id for event in events]) != PAD_ROW
             results: list[EventResult | None] = [None] * len(events)
             accepted: list[UserEvent] = []
             for user_id, own in places.items():
@@ -75,7 +73,8 @@ class Users:
                     if event.event_id is not None:
                         result["event_id"] = event.event_id
                     if outcome == "accepted" and event.recommendation_id is not None:
-                        metrics.ATTRIBUTED_CLICKS.labels(self._variant).inc()
+                        named = variant_of(event.recommendation_id, self._variants)
+                        metrics.ATTRIBUTED_CLICKS.labels(named or metrics.UNKNOWN).inc()
                     metrics.EVENTS.labels(outcome).inc()
                     results[place] = result
             self._journal.events(accepted)

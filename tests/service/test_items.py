@@ -193,7 +193,7 @@ async def test_following_goes_on_after_the_store_was_away(open_client, tmp_path,
     async with open_client(app={"store": store}) as client:
         looks_fail = True
         await other.change_item(ItemChange("i06", available=False))
-        while away or client.app.state.shell.pipeline.served.edition == 0:
+        while away or client.app.state.shell.variants.default.served.edition == 0:
             looked.clear()
             await looked.wait()
         assert "i06" not in await shown(client)

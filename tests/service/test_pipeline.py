@@ -206,7 +206,7 @@ async def test_empty_when_nothing_is_eligible_and_counted_as_short(client):
         ({"filter": {"attributes": [{"name": "colour", "op": "==", "value": "x"}]}}, "no attribute 'colour'"),
         ({"filter": {"attributes": [{"name": "price", "op": "<", "value": "x"}]}}, "price"),
         ({"filter": {"attributes": [{"name": "price", "op": "in", "value": 3}]}}, "`in` takes a list"),
-        ({"model": "other"}, "'other' is not served here; leave it out or send 'toy'"),
+        ({"model": "other"}, "'other' is not served here; leave it out or use default"),
         ({"history": [{"item_id": "i01", "timestamp": 1.7e12}]}, r"history[0].timestamp"),
     ],
 )

@@ -13,6 +13,7 @@ from service.questions import Questions, filter_of, joined, request_of, rows_of
 from service.schemas import FilterRequest, HistoryEvent, RankingRequest
 from service.sessions import StoredEvent, open_store
 from service.timing import Timings
+from service.variants import Variant
 
 pytestmark = pytest.mark.anyio
 NOW = 1_700_000_000.0
@@ -72,18 +73,18 @@ def test_rows_of_several_lists_are_joined():
 
 
 def test_a_call_has_the_time_that_its_body_names_from_when_it_arrived(served):
-    own = questions().call(asked(deadline_ms=500), served, arrived=3.0)
+    variant = Variant("other", served)
+    own = questions().call(asked(deadline_ms=500), variant, arrived=3.0)
     assert (own.deadline, own.budget_s, own.now) == (3.5, 0.5, NOW)
-    assert questions().call(asked(), served, arrived=3.0).budget_s == 0.1
-    assert own.served is served
+    assert questions().call(asked(), variant, arrived=3.0).budget_s == 0.1
+    assert (own.served, own.variant) == (served, "other")
 
 
-def test_another_model_and_events_of_the_future_are_refused(served):
-    for fields in ({"model": "other"}, {"history": [{"item_id": "i01", "timestamp": NOW + 1e6}]}):
-        with pytest.raises(InvalidRequest):
-            questions().call(asked(**fields), served, arrived=0.0)
-    for name in ("toy", "default"):
-        questions().call(asked(model=name), served, arrived=0.0)
+def test_events_of_the_future_are_refused(served):
+    with pytest.raises(InvalidRequest):
+        questions().call(
+            asked(history=[{"item_id": "i01", "timestamp": NOW + 1e6}]), Variant("default", served), arrived=0.0
+        )
 
 
 async def test_gone_store_leaves_an_empty_history_and_a_reason(call, away_store):

@@ -11,6 +11,7 @@ from service.placements import Placements
 from service.sessions import open_store
 from service.settings import Settings
 from service.state import load_bundle, serving
+from service.variants import Plan
 
 pytestmark = pytest.mark.anyio
 
@@ -19,10 +20,16 @@ def gauge(name: str, **labels: str) -> float | None:
     return metrics.REGISTRY.get_sample_value(name, labels)
 
 
-def life(served, *, store=None, settings=None):
-    store = store or open_store("memory://")
-    settings, placements = settings or Settings(), Placements()
-    return serving(settings, store=store, served=served, placements=placements, clock=time.perf_counter, now=time.time)
+def life(served, *, store=None, settings=None, plan=None):
+    return serving(
+        settings or Settings(),
+        store=store or open_store("memory://"),
+        served=served,
+        placements=Placements(),
+        plan=plan or Plan(),
+        clock=time.perf_counter,
+        now=time.time,
+    )
 
 
 async def test_ready_only_after_the_warm_up_and_not_after_the_end(with_recommender, recommending):

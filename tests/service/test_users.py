@@ -117,12 +117,15 @@ async def test_a_user_is_forgotten_and_forgetting_twice_is_no_error(client):
 
 
 async def test_clicks_on_recommendations_are_attributed_once(client):
-    before = counted("sequitur_attributed_clicks_total", variant="default")
+    before, unknown = (counted("sequitur_attributed_clicks_total", variant=name) for name in ("default", "unknown"))
+    listed = (await client.post("/v1/recommendations", json={})).json()["recommendation_id"]
     accepted = counted("sequitur_events_total", outcome="accepted")
     for _ in range(2):
-        await post(client, event(event_id="e1", recommendation_id="r1"), event(event_id="e2"))
+        await post(client, event(event_id="e1", recommendation_id=listed), event(event_id="e2"))
+    await post(client, event(event_id="e3", recommendation_id="made up"))
     assert counted("sequitur_attributed_clicks_total", variant="default") == before + 1
-    assert counted("sequitur_events_total", outcome="accepted") == accepted + 2
+    assert counted("sequitur_attributed_clicks_total", variant="unknown") == unknown + 1
+    assert counted("sequitur_events_total", outcome="accepted") == accepted + 3
 
 
 @pytest.mark.parametrize("user_id", ["a,b", '"q"', "📚", "a/b", "a b?c#d&e=f", "history", "x" * 256])
