@@ -49,7 +49,7 @@ class Settings(BaseModel):
     store: str = Field(
         "sqlite:///.state/sessions.sqlite",
         repr=False,  # it may hold a password
-        description="Session store: sqlite:///path, redis://, rediss:// or memory://.",
+        description="Session store: sqlite:///path, redis://, redis+cluster://, rediss:// or memory://.",
     )
     log: str = Field(
         "",

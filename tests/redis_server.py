@@ -2,6 +2,8 @@
 
 with RedisServer(tmp_path) as server:
     connect(server.url)
+
+`RedisCluster` is three of them that share the slots.
 """
 
 import atexit
@@ -10,10 +12,13 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
+import redis
 
 BINARY = "redis-server"
 MISSING = "redis-server is not installed; on Debian and Ubuntu: apt-get install redis-server"
@@ -90,6 +95,87 @@ class RedisServer:
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
+
+
+class RedisCluster:
+    """Three servers that share the slots of one cluster, and as many replicas as asked for of the first.
+
+    Args:
+        directory: for their files.
+        replicas: of the first server; one of them takes over when it is gone.
+        options: further settings of every server.
+    """
+
+    def __init__(self, directory: Path, *, replicas: int = 0, options: tuple[str, ...] = ()) -> None:
+        settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--repl-diskless-sync-delay", "0")
+        self._buses = [free_port() for _ in range(3 + replicas)]
+        self.nodes = [
+            RedisServer(directory / str(bus), options=(*settings, "--cluster-port", str(bus), *options))
+            for bus in self._buses
+        ]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
+
+    def start(self) -> None:
+        """Start the servers, share the slots, wait until all agree."""
+        for node in self.nodes:
+            node.start()
+        bounds = [0, 5461, 10923, 16384]
+        for node, first, end in zip(self.nodes, bounds, bounds[1:], strict=False):
+            self.tell(node, "CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+        for epoch, node in enumerate(self.nodes, start=1):
+            self.tell(node, "CLUSTER", "SET-CONFIG-EPOCH", epoch)
+        for node in self.nodes[1:]:
+            self.tell(node, "CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self._buses[0])
+        self._wait(lambda node: self.tell(node, "CLUSTER", "NODES").count(b" connected") == len(self.nodes))
+        first = self.tell(self.nodes[0], "CLUSTER", "MYID")
+        for node in self.nodes[3:]:
+            self.tell(node, "CLUSTER", "REPLICATE", first)
+            self._wait(lambda node: b"master_link_status:up" in self.tell(node, "INFO", "replication"), [node])
+        self._wait(lambda node: b"cluster_state:ok" in self.tell(node, "CLUSTER", "INFO"))
+
+    def stop(self) -> None:
+        """End all of it."""
+        for node in self.nodes:
+            node.stop()
+
+    def tell(self, node: RedisServer, *command: str | bytes | int) -> Any:
+        """The reply of one server to a command, whatever its place in the cluster."""
+        with redis.Redis(port=node.port, protocol=2) as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*command)
+
+    def move_slot(self, slot: int, source: RedisServer, target: RedisServer, *, is_finished: bool = True) -> None:
+        """Move a slot with its keys from one server to another; unless finished, it stays half-way, keys moved."""
+        source_id, target_id = self.tell(source, "CLUSTER", "MYID"), self.tell(target, "CLUSTER", "MYID")
+        self.tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        self.tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        while keys := self.tell(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.tell(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        if is_finished:
+            for node in (target, source):
+                self.tell(node, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
+
+    def _wait(self, is_so: Callable[[RedisServer], bool], nodes: Sequence[RedisServer] = ()) -> None:
+        give_up = time.monotonic() + READY_WITHIN_S
+        while not all(is_so(node) for node in nodes or self.nodes):
+            if time.monotonic() > give_up:
+                raise RuntimeError(
+                    f"the cluster did not agree:\n{self.tell(self.nodes[0], 'CLUSTER', 'NODES').decode()}"
+                )
+            time.sleep(0.01)  # other processes, again
+
+    def __enter__(self) -> "RedisCluster":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 def free_port() -> int:

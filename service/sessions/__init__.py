@@ -1,6 +1,7 @@
 """Where users' histories live between two requests, and what callers said of items.
 
-One protocol, three stores: `memory` for tests and floors, `sqlite` embedded and durable, `redis` shared by replicas.
+One protocol, three stores: `memory` for tests and floors, `sqlite` embedded and durable, `redis` shared by replicas, on
+one server or a cluster.
 They differ in where the bytes are and in nothing else; `tests/contracts/test_sessions.py` holds all three to it.
 
 The rules of a history, the same everywhere:
@@ -179,7 +180,8 @@ def open_store(
     """The store that a URL names; call its `open` before use and its `close` after.
 
     Args:
-        url: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...` or `rediss://...`.
+        url: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://...`, `redis+cluster://...`,
+            or, over TLS, `rediss://...?ssl_ca_certs=path` and `rediss+cluster://...`.
         cap: events kept per user, at least 1.
         ttl_s: seconds without an accepted event after which a user is forgotten.
         dedup_ttl_s: seconds for which an `event_id` is remembered at least; not more than `ttl_s`.
@@ -210,13 +212,11 @@ def open_store(
         return SqliteSessionStore(
             sqlite_path(url), cap=cap, ttl_s=ttl_s, dedup_ttl_s=dedup_ttl_s, timeout_s=timeout_s, clock=clock
         )
-    if scheme in ("redis", "rediss"):
+    if scheme in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
         from service.sessions.redis import RedisSessionStore
 
         return RedisSessionStore(url, cap=cap, ttl_s=ttl_s, dedup_ttl_s=dedup_ttl_s, timeout_s=timeout_s)
-    known = "memory://, sqlite:///path, redis://host:port/db and rediss://host:port/db"
-    if scheme == "redis+cluster":
-        raise ConfigurationError(f"redis+cluster:// is not yet supported as a session store; there are {known}")
+    known = "memory://, sqlite:///path, redis://host:port/db and redis+cluster://host:port,host:port"
     # The rest of the URL is not repeated: it may hold a password.
     raise ConfigurationError(f"{scheme!r} is not the scheme of a session store; there are {known}")
 

@@ -15,42 +15,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from service.errors import ConfigurationError, StoreUnavailable
 from service.sessions import AppendResult, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent, scripts
-from service.sessions.coalescing import Coalescer, StoreFailure
+from service.sessions.address import addresses
+from service.sessions.cluster import Cluster
+from service.sessions.link import Command, Refusal
+from service.sessions.node import REMEDIES, Node, failure
 from service.sessions.payload import check_text, decode, decode_item, encode, encode_attributes
 from service.sessions.scripts import Script
 
-Command = tuple[str | bytes | int, ...]
-
 LAYOUT = b"1"  # first line of every entry
-
 ITEM_KEYS = ("{sequitur:}:version", "{sequitur:}:items", "{sequitur:}:versions")
 ANNOUNCED = "{sequitur:}:announced"  # a hash
 ROUNDS = 8  # of erasing or merging a user who is written to all the while; one is the rule
 _OUTCOMES: Mapping[int, Outcome] = {ord("a"): "accepted", ord("d"): "duplicate", ord("o"): "too_old"}
 
-# What occurs in the class name or the text of an error from Redis, and what helps.
-_REMEDIES = {
-    "OutOfMemoryError": "it is full; raise its maxmemory or set an eviction policy",
-    "ReadOnlyError": "it is a read-only replica; point SEQUITUR_STORE to the primary",
-    "BusyLoadingError": "it is still loading its data; wait",
-    "MISCONF": "it cannot write its own disk and refuses changes; free space there",
-    "AuthenticationError": "it wants another password; write redis://user:password@host:port/db",
-    "NoPermissionError": "its user may not run this; allow @read, @write, @scripting and PING on {sequitur:*",
-    "LAYOUT": "a newer version of the service has written here; upgrade this one, or use another database",
-    "WRONGTYPE": "a key under {sequitur: belongs to something else; use another database number",
-    "MovedError": "it is a cluster, which is not yet supported; use a single primary",
-}
-
 
 class RedisSessionStore:
-    """A store in the Redis that `url` names. Redis may be away: calls fail at once, and work again when it is back."""
+    """A store in the Redis or the Redis Cluster that `url` names, which may be away and come back."""
 
     name = "redis"
     durable = True
@@ -58,29 +41,22 @@ class RedisSessionStore:
     def __init__(self, url: str, *, cap: int, ttl_s: float, dedup_ttl_s: float, timeout_s: float) -> None:
         self._limits: Command = (cap, round(ttl_s * 1000), round(dedup_ttl_s * 1000))
         self._cap = cap
-        try:
-            self._pool = ConnectionPool.from_url(
-                url,
-                max_connections=2,  # one is used at a time
-                socket_timeout=timeout_s,
-                socket_connect_timeout=timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"{error}; a Redis URL reads redis://user:password@host:port/db") from error
-        options = self._pool.connection_kwargs
-        self._where = f"Redis at {options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self._redis = Redis(connection_pool=self._pool)
-        self._calls: Coalescer[Sequence[Command], list[Any]] = Coalescer(self._together, timeout_s=timeout_s)
+        places = addresses(url)
+        self._server: Node | Cluster
+        if "+cluster:" in url:
+            if places[0].db:
+                raise ConfigurationError(f"a cluster has no database {places[0].db}, only 0; leave the path out")
+            self._server = Cluster(places, timeout_s=timeout_s)
+        elif len(places) == 1:
+            self._server = Node(places[0], timeout_s=timeout_s)
+        else:
+            raise ConfigurationError("several servers are a cluster; write redis+cluster://host:port,host:port")
 
     async def open(self) -> None:
         """Nothing: the first call connects, so that the service starts while Redis is away."""
 
     async def close(self) -> None:
-        await self._calls.close()
-        await self._redis.aclose()
-        await self._pool.disconnect()
+        await self._server.close()
 
     async def append(self, user_id: str, events: Sequence[StoredEvent]) -> AppendResult:
         return (await self.append_many({user_id: events}))[user_id]
@@ -92,14 +68,14 @@ class RedisSessionStore:
             _run(scripts.APPEND, keys(user_id)[:2], *self._limits, "h" if read_back else "", *map(_entry, events))
             for user_id, events in batches.items()
         ]
-        replies = await self._calls.call(commands, operation="append")
+        replies = await self._call("append", *commands)
         return {
             user_id: AppendResult(tuple(_OUTCOMES[letter] for letter in outcomes), _events("append", entries))
             for user_id, (outcomes, entries) in zip(batches, replies, strict=True)
         }
 
     async def history(self, user_id: str) -> list[StoredEvent]:
-        (entries,) = await self._calls.call([("LRANGE", keys(user_id)[0], -self._cap, -1)], operation="history")
+        (entries,) = await self._call("history", ("LRANGE", keys(user_id)[0], -self._cap, -1))
         return _events("history", entries)
 
     async def erase(self, user_id: str) -> bool:
@@ -107,13 +83,11 @@ class RedisSessionStore:
         for _ in range(ROUNDS):
             # The ids of lists leave last: whoever repeats an erasure that broke off finds them again.
             command = _run(scripts.FORGET, keys(user_id), *gone)
-            ((removed, gone),) = await self._calls.call([command], operation="erase")
+            ((removed, gone),) = await self._call("erase", command)
             was_there |= bool(removed)
             if not gone:
                 break
-            unlinked = await self._calls.call(
-                [("UNLINK", _list_key(each.decode())) for each in gone], operation="erase"
-            )
+            unlinked = await self._call("erase", *(("UNLINK", _list_key(each.decode())) for each in gone))
             was_there |= any(unlinked)
         return was_there
 
@@ -124,7 +98,7 @@ class RedisSessionStore:
         moved, is_done, known, events = 0, False, b"", list[bytes]()
         for _ in range(ROUNDS):
             command = _run(scripts.DEPART, theirs, known, len(events))
-            ((removed, known, events, trimmed, lists),) = await self._calls.call([command], operation="merge")
+            ((removed, known, events, trimmed, lists),) = await self._call("merge", command)
             is_done |= bool(removed)
             if not (events or trimmed or lists):
                 return moved
@@ -132,7 +106,7 @@ class RedisSessionStore:
                 _run(scripts.ADOPT, own[1:], self._limits[2], len(trimmed) // 2, *trimmed, *lists),
                 _run(scripts.APPEND, own[:2], *self._limits, "m", *events),
             ]
-            _, (outcomes, _) = await self._calls.call(arrivals, operation="merge")
+            _, (outcomes, _) = await self._call("merge", *arrivals)
             moved += outcomes.count(b"a")
         if not is_done:
             raise StoreUnavailable("merge", "events of the user arrive faster than they can be moved; repeat it")
@@ -144,76 +118,59 @@ class RedisSessionStore:
         if kept.user_id is None:
             command = _run(scripts.KEEP, (place,), *words)
         else:
-            command = _run(scripts.OWN_AND_KEEP, (place, keys(kept.user_id)[2]), *words)
-        await self._calls.call([command], operation="keep_list")
+            owned = keys(kept.user_id)[2]
+            if self._server.is_cluster:
+                # Two slots. Named before and after, so that neither an erasure in between nor an end leaves it astray.
+                await self._call("keep_list", _run(scripts.OWN, (owned,), *words))
+                await self._call("keep_list", _run(scripts.KEEP, (place,), *words))
+                command = _run(scripts.OWN, (owned,), *words)
+            else:
+                command = _run(scripts.OWN_AND_KEEP, (place, owned), *words)
+        await self._call("keep_list", command)
 
     async def advance_list(self, recommendation_id: str, by: int) -> tuple[bytes, int] | None:
         place = _list_key(recommendation_id)
         command = _run(scripts.ADVANCE, (place,), by) if by else ("HMGET", place, "payload", "at")
-        ((payload, at),) = await self._calls.call([command], operation="advance_list")
+        ((payload, at),) = await self._call("advance_list", command)
         return None if payload is None else (payload, int(at))
 
     async def count_distinct(self, name: str, members: Sequence[bytes], *, ttl_s: float) -> int:
         command = _run(scripts.COUNT_DISTINCT, (_key(name, "name", "distinct"),), round(ttl_s * 1000), *members)
-        (count,) = await self._calls.call([command], operation="count_distinct")
+        (count,) = await self._call("count_distinct", command)
         return int(count)
 
     async def announce(self, name: str, value: bytes) -> None:
-        await self._calls.call([("HSET", ANNOUNCED, check_text(name, "name"), value)], operation="announce")
+        await self._call("announce", ("HSET", ANNOUNCED, check_text(name, "name"), value))
 
     async def announced(self, name: str) -> bytes | None:
-        (value,) = await self._calls.call([("HGET", ANNOUNCED, check_text(name, "name"))], operation="announced")
+        (value,) = await self._call("announced", ("HGET", ANNOUNCED, check_text(name, "name")))
         return None if value is None else bytes(value)
 
     async def change_item(self, change: ItemChange) -> int:
         attributes = encode_attributes(change) or b""
         command = _run(scripts.CHANGE_ITEM, ITEM_KEYS, change.item_id, int(change.available), attributes)
-        (version,) = await self._calls.call([command], operation="change_item")
+        (version,) = await self._call("change_item", command)
         return int(version)
 
     async def item_changes(self, since: int = 0) -> ItemChanges:
         command = _run(scripts.ITEM_CHANGES, ITEM_KEYS, since)
-        ((version, *found),) = await self._calls.call([command], operation="item_changes")
+        ((version, *found),) = await self._call("item_changes", command)
         pairs = zip(found[::2], found[1::2], strict=True)
         return ItemChanges(
             int(version), [decode_item(item_id.decode(), kept[:1] == b"1", kept[1:]) for item_id, kept in pairs]
         )
 
     async def ping(self) -> None:
-        await self._calls.call([("PING",)], operation="ping")
+        await self._server.ping()
 
-    async def _together(self, calls: Sequence[Sequence[Command]]) -> list[list[Any] | Exception]:
-        commands = [command for call in calls for command in call]
-        try:
-            replies = await self._pipeline(commands)
-            unknown = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if unknown:  # a new, restarted or flushed Redis; these commands have not run
-                sources = {scripts.BY_DIGEST[str(commands[i][1])].source for i in unknown}
-                loads: list[Command] = [("SCRIPT LOAD", source) for source in sources]
-                again = await self._pipeline([*loads, *(commands[i] for i in unknown)])
-                for i, reply in zip(unknown, again[len(loads) :], strict=True):
-                    replies[i] = reply
-        except (RedisError, OSError) as error:
-            raise self._failure(error) from error
-        answers: list[list[Any] | Exception] = []
-        remaining = iter(replies)
-        for call in calls:
-            answer = [next(remaining) for _ in call]
-            failed = next((reply for reply in answer if isinstance(reply, Exception)), None)
-            answers.append(self._failure(failed) if failed else answer)
-        return answers
-
-    async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return await pipeline.execute(raise_on_error=False)
-
-    def _failure(self, error: Exception) -> StoreFailure:
-        said = f"{type(error).__name__}: {error}"
-        otherwise = "it refused" if isinstance(error, ResponseError) else "it does not answer; is it running there?"
-        remedy = next((text for word, text in _REMEDIES.items() if word in said), otherwise)
-        return StoreFailure(f"{self._where}: {remedy} ({said})")
+    async def _call(self, operation: str, *commands: Command) -> list[Any]:
+        if not commands:
+            return []
+        replies = await self._server.call(commands, operation=operation)
+        for reply in replies:
+            if isinstance(reply, Refusal):
+                raise StoreUnavailable(operation, str(failure(self._server.address, reply)))
+        return replies
 
 
 def keys(user_id: str) -> tuple[str, str, str]:
@@ -252,7 +209,7 @@ def _events(operation: str, entries: Sequence[bytes]) -> list[StoredEvent]:
     events = []
     for entry in entries:
         if not entry.startswith(LAYOUT + b"\n"):
-            raise StoreUnavailable(operation, f"an event of layout {entry[:8]!r}: {_REMEDIES['LAYOUT']}")
+            raise StoreUnavailable(operation, f"an event of layout {entry[:8]!r}: {REMEDIES['LAYOUT']}")
         _, timestamp, event_id, payload = entry.split(b"\n", 3)
         events.append(decode(float(timestamp), orjson.loads(event_id) if event_id else None, payload))
     return events

@@ -1,13 +1,13 @@
-"""The three session stores behind one face, each with a way to let time pass."""
+"""The session stores behind one face, each with a way to let time pass."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
 import redis
-from redis_server import RedisServer
+from redis_server import RedisCluster, RedisServer
 
 from service.sessions import SessionStore, open_store
 
@@ -74,31 +74,37 @@ _READERS: dict[bytes, Callable[[redis.Redis, bytes], list[Any]]] = {
 
 
 class _RedisRoom(_Room):
-    def __init__(self, url: str) -> None:
+    """One server, or all those of a cluster."""
+
+    def __init__(self, url: str, servers: Sequence[RedisServer]) -> None:
         super().__init__(url)
-        self._client = redis.Redis.from_url(url)
-        self._client.flushall()
+        self._clients = [redis.Redis(port=server.port, protocol=2) for server in servers]
+        for client in self._clients:
+            client.flushall()
 
     def advance(self, seconds: float) -> None:
         """What Redis would look like by then: keys nearer to their end, remembered ids older."""
-        for key in self._client.scan_iter():
-            remaining_ms = self._client.pttl(key)
-            assert remaining_ms > 0, f"{key!r} never expires"
-            self._client.pexpire(key, max(0, remaining_ms - round(seconds * 1000)))
-            if self._client.type(key) == b"zset":
-                for member in self._client.zrange(key, 0, -1):
-                    self._client.zincrby(key, -seconds * 1000, member)
+        for client in self._clients:
+            for key in client.scan_iter():
+                remaining_ms = client.pttl(key)
+                assert remaining_ms > 0, f"{key!r} never expires"
+                client.pexpire(key, max(0, remaining_ms - round(seconds * 1000)))
+                if client.type(key) == b"zset":
+                    for member in client.zrange(key, 0, -1):
+                        client.zincrby(key, -seconds * 1000, member)
 
     def contents(self) -> bytes:
         """Keys and values in plain text; a dump would not do, it is compressed."""
         found = []
-        for key in self._client.scan_iter():
-            values = _READERS[self._client.type(key)](self._client, key)
-            found += [key, *(value if isinstance(value, bytes) else repr(value).encode() for value in values)]
+        for client in self._clients:
+            for key in client.scan_iter():
+                values = _READERS[client.type(key)](client, key)
+                found += [key, *(value if isinstance(value, bytes) else repr(value).encode() for value in values)]
         return b"\n".join(found)
 
     def close(self) -> None:
-        self._client.close()
+        for client in self._clients:
+            client.close()
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +113,16 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("redis", marks=pytest.mark.redis)])
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "cluster")]
+
+
+@pytest.fixture(params=["memory", "sqlite", *REDIS])
 def room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Room]:
     """Each store in turn, empty."""
     if request.param == "memory":
@@ -115,6 +130,7 @@ def room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Room]:
     elif request.param == "sqlite":
         yield _FileRoom(tmp_path / "sessions.db")
     else:
-        redis_room = _RedisRoom(request.getfixturevalue("redis_server").url)
+        server = request.getfixturevalue(f"redis_{'server' if request.param == 'redis' else 'cluster'}")
+        redis_room = _RedisRoom(server.url, getattr(server, "nodes", [server]))
         yield redis_room
         redis_room.close()

@@ -149,3 +149,66 @@ def test_gone_a_cancelled_worker_leaves_nobody_waiting():
                 await task
 
     asyncio.run(story())
+
+
+class Clock:
+    """Seconds that only the test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_late_who_comes_during_a_trip_that_hangs_is_refused_at_once_and_one_at_a_time_probes():
+    async def story() -> None:
+        clock, trips = Clock(), Trips()
+        coalescer = Coalescer(trips, timeout_s=5, stall_s=0.5, clock=clock)
+        first = await send(coalescer, [1, 2])
+        await trips.started.wait()
+        clock.now = 0.4
+        patient = await send(coalescer, [3])
+        clock.now = 0.6
+        with pytest.raises(StoreUnavailable, match=r"no answer for more than 0\.5 s"):
+            await coalescer.call(4, operation="append")
+        patient[0].cancel()
+        trips.gate.set()
+        assert await asyncio.gather(*first) == [10, 20]
+        trips.gate.clear()
+        probe, *refused = await send(coalescer, [5, 6, 7])
+        for task in refused:
+            with pytest.raises(StoreUnavailable, match="no answer for more"):
+                await task
+        trips.gate.set()
+        assert await probe == 50
+        assert await asyncio.gather(*await send(coalescer, [8, 9])) == [80, 90], (
+            "one reply in time, and all are welcome"
+        )
+        assert trips.made == [[1, 2], [5], [8, 9]]
+
+    asyncio.run(story())
+
+
+def test_late_everybody_waits_for_their_own_time_and_no_longer():
+    async def story() -> None:
+        trips = Trips()
+        coalescer = Coalescer(trips, timeout_s=0.05)
+        loop = asyncio.get_running_loop()
+
+        async def wait() -> float:
+            began = loop.time()
+            with pytest.raises(StoreUnavailable, match="no answer within"):
+                await coalescer.call(1, operation="append")
+            return loop.time() - began
+
+        waiting = []
+        for _ in range(5):
+            waiting.append(asyncio.create_task(wait()))
+            await asyncio.sleep(0.02)
+        waits = await asyncio.gather(*waiting)
+        assert min(waits) >= 0.045
+        assert max(waits) < 0.25, "a busy machine is granted some"
+        trips.gate.set()
+        await coalescer.close()
+
+    asyncio.run(story())

@@ -11,6 +11,7 @@ import pytest
 import redis
 from redis.crc import key_slot
 from redis_server import RedisServer, free_port
+from store_load import loaded
 
 from service.errors import StoreUnavailable
 from service.sessions import FrozenList, SessionStore, StoredEvent, open_store
@@ -161,6 +162,51 @@ def test_late_a_redis_that_hangs_costs_the_timeout_and_its_late_answers_reach_no
         run(server.url, story, timeout_s=0.2)
 
 
+def test_late_replies_of_trips_out_of_time_reach_nobody_under_load(server):
+    """Redis pauses again and again for longer than the time-out, while callers come and leave."""
+
+    async def story(store: SessionStore) -> None:
+        is_over = False
+
+        async def pause() -> None:
+            client = redis.asyncio.Redis.from_url(server.url)
+            while not is_over:
+                await client.client_pause(60)  # milliseconds
+                await asyncio.sleep(0.12)
+            await client.aclose()
+
+        pausing = asyncio.create_task(pause())
+        ended = await loaded(store, calls=8000)
+        is_over = True
+        await pausing
+        assert min(ended["answered"], ended["cancelled"], ended["unavailable"]) >= 100, ended
+
+    run(server.url, story, timeout_s=0.04)
+
+
+def test_gone_a_replica_that_is_not_yet_promoted_refuses_and_then_serves_what_was_acknowledged(tmp_path):
+    async def story(store: SessionStore) -> None:
+        async def elsewhere(store: SessionStore) -> None:
+            with pytest.raises(StoreUnavailable, match="read-only replica"):
+                await store.append("u", [event("b", 1)])
+            with redis.Redis.from_url(replica.url) as client:
+                client.replicaof("NO", "ONE")
+            assert (await store.append("u", [event("a", 0, "e"), event("b", 1)])).outcomes == ("duplicate", "accepted")
+
+        await store.append("u", [event("a", 0, "e")])
+        with redis.Redis.from_url(primary.url) as client:
+            assert client.wait(1, 5000) == 1
+        primary.stop()
+        other = open_store(replica.url)
+        await elsewhere(other)
+        await other.close()
+
+    with RedisServer(tmp_path / "primary", options=("--repl-diskless-sync-delay", "0")) as primary:
+        of_primary = ("--replicaof", f"127.0.0.1 {primary.port}")
+        with RedisServer(tmp_path / "replica", options=of_primary) as replica:
+            run(primary.url, story)
+
+
 def test_full_a_full_redis_refuses_with_the_remedy_and_still_answers_reads(tmp_path):
     async def story(store: SessionStore) -> None:
         await store.append("u", [event("a")])
@@ -217,7 +263,15 @@ def test_rediss_speaks_tls(tmp_path):
     make_certificate(key, certificate)
 
     async def story(store: SessionStore) -> None:
-        assert len((await store.append("u", [event("a")])).history) == 1
+        assert len((await store.append("u", [event("a", 0, "e")])).history) == 1
+        assert (await store.append("u", [event("a", 0, "e")])).outcomes == ("duplicate",)
+        await store.keep_list(FrozenList("r", "u", b"page" * 50_000), at=0, ttl_s=60)
+        assert await store.advance_list("r", 5) == (b"page" * 50_000, 0)
+        assert await store.merge("u", "v") == 1
+        assert (await loaded(store, calls=500))["answered"] >= 100
+        assert await store.erase("v") is True
+        assert await store.advance_list("r", 0) is None
+        await store.ping()
 
     async def untrusted(store: SessionStore) -> None:
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
@@ -234,6 +288,8 @@ def test_rediss_speaks_tls(tmp_path):
     with server:
         run(f"rediss://localhost:{tls_port}/0?ssl_ca_certs={certificate}", story)
         run(f"rediss://localhost:{tls_port}/0", untrusted)
+        run(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}", untrusted)
+        run(f"rediss://127.0.0.1:{tls_port}/0?ssl_ca_certs={certificate}&ssl_check_hostname=false", story)
 
 
 def make_certificate(key: Path, certificate: Path) -> None:
