@@ -7,9 +7,13 @@ or is out of time is dropped while the batch is built, before anything is comput
 One task owns the queue; the others only append to it, all on the event loop, so there are no locks. A batch leaves when
 the worker is free: under load batches grow by themselves, and an idle service adds no waiting.
 
-The work of a generator grows with every request in its batch. Where that is so, batches are paced by what recent ones
-took: the freshest go first, as many as are done in time together, and whoever cannot be any more is told at once. First
-come, first served would make a crowd late one and all: each would be begun when most of its time is over.
+What a batch will take is known from recent ones (`pace`). So the queue is bounded by time and not only by count, a
+batch is filled by what it costs, and whoever cannot be answered in time any more is told at once, while there is time
+for something simpler.
+
+The work of a generator grows with every request in its batch. Where that is so, batches are paced: the freshest go
+first, as many as are done in time together. First come, first served would make a crowd late one and all: each would
+be begun when most of its time is over.
 
 Each caller says what is to be run: the recommender of the edition that its request holds, or a ranking. Those who want
 the same travel together.
@@ -17,6 +21,7 @@ the same travel together.
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +31,13 @@ from typing import Any, Generic, TypeVar
 from retrieval.recommenders import Stage
 from service import metrics
 from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.pace import Pace
 from service.timing import Timings
 
 _log = logging.getLogger(__name__)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-PACE_MEMORY = 0.8  # how much of what earlier batches took is remembered in the pace after another one
 Run = Callable[[Sequence[Q], Stage], Sequence[A]]  # in the worker thread; one answer per question, in order
 
 
@@ -73,6 +78,11 @@ class MicroBatcher:
         clock: seconds from some fixed moment.
         pool: its name in metrics.
         is_paced: whether a batch takes as much longer as it is larger.
+        batch_s: how long a batch may take by the same reckoning, unless it is of one question.
+        felt: hears how long the oldest question of each batch waited, and for what.
+
+    Attributes:
+        longest_s: how long a question may have to wait, by what recent batches took; who would wait longer is refused.
     """
 
     def __init__(
@@ -84,6 +94,8 @@ class MicroBatcher:
         clock: Callable[[], float],
         pool: str = "encoder",
         is_paced: bool = False,
+        batch_s: float = math.inf,
+        felt: Callable[[float, str], None] | None = None,
     ) -> None:
         self._max_batch = max_batch
         self._queue_limit = queue_limit
@@ -96,7 +108,12 @@ class MicroBatcher:
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
         self._is_paced = is_paced
-        self._each_s = 0.0  # what one question took lately
+        self.longest_s = math.inf
+        self._batch_s = batch_s
+        self._felt = felt
+        self._pool = pool
+        self._pace = Pace(clock)
+        self._free_at = 0.0  # on the clock: when the batch that is running should be done
 
     @property
     def is_alive(self) -> bool:
@@ -130,6 +147,12 @@ class MicroBatcher:
             metrics.SHED.labels("queue_full").inc()
             raise Overloaded(f"{self._queue_limit} requests are waiting for the model already", reason="queue_full")
         now = self._clock()
+        if self._queue and self.wait_s(now) > self.longest_s:
+            metrics.SHED.labels("queue_slow").inc()
+            raise Overloaded(
+                f"{len(self._queue)} requests are waiting for the model, more than it answers in {self.longest_s:g} s",
+                reason="queue_slow",
+            )
         loop = asyncio.get_running_loop()
         entry = _Entry(question, run, deadline, now, loop.create_future())
         self._queue.append(entry)
@@ -139,6 +162,10 @@ class MicroBatcher:
             return await entry.waiter
         finally:
             timer.cancel()
+
+    def wait_s(self, now: float) -> float:
+        """How long a question that comes now should have to wait before it is begun."""
+        return max(0.0, self._free_at - now) + self._pace.expected(len(self._queue))
 
     async def close(self) -> None:
         """Serves whoever waits, refuses everyone after, and lets the worker go."""
@@ -200,16 +227,21 @@ class MicroBatcher:
                 waiting.append(entry)
         batch: list[_Entry] = []
         for entry in sorted(waiting, key=_deadline, reverse=True) if self._is_paced else waiting:
-            fits = len(batch) < self._max_batch and now + (len(batch) + 1) * self._each_s <= entry.deadline
             # The first one goes in any case, or a pace that is wrong would never be found to be.
-            if not batch or (entry.run == batch[0].run and fits):
-                entry.is_dispatched = True
-                batch.append(entry)
+            if batch:
+                if len(batch) == self._max_batch:
+                    break
+                took_s = self._pace.expected(len(batch) + 1)
+                if entry.run != batch[0].run or took_s > self._batch_s or now + took_s > entry.deadline:
+                    continue
+            entry.is_dispatched = True
+            batch.append(entry)
         self._queue.clear()
+        next_s = self._pace.expected(len(batch) + 1)
         for entry in waiting:
             if entry.is_dispatched:
                 continue
-            if now + (len(batch) + 1) * self._each_s <= entry.deadline:
+            if now + next_s <= entry.deadline:
                 self._queue.append(entry)
             else:  # too late by the time that this batch is done: told now, while there is time for something simpler
                 _shed_late(entry)
@@ -219,7 +251,10 @@ class MicroBatcher:
     async def _run(self, batch: list[_Entry]) -> None:
         """Carries one batch through the worker and resolves everybody in it."""
         started = self._clock()
-        metrics.BATCH_SIZE.observe(len(batch))
+        self._free_at = started + self._pace.expected(len(batch))
+        metrics.BATCH.observe(len(batch))
+        if self._felt is not None:
+            self._felt(started - min(entry.arrived for entry in batch), self._pool)
         outcomes: Sequence[tuple[Any, Timings]]
         try:
             loop = asyncio.get_running_loop()
@@ -228,9 +263,8 @@ class MicroBatcher:
         except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
             _log.exception("the worker thread failed")
             outcomes = [(error, Timings(self._clock))] * len(batch)
-        if self._is_paced:
-            each_s = (self._clock() - started) / len(batch)
-            self._each_s = PACE_MEMORY * self._each_s + (1 - PACE_MEMORY) * each_s if self._each_s else each_s
+        self._pace.learn(len(batch), self._clock() - started)
+        self._free_at = 0.0
         for entry, (outcome, timings) in zip(batch, outcomes, strict=True):
             if entry.waiter.done():
                 continue

@@ -129,7 +129,7 @@ DEGRADED_REASONS = (
 )
 RANKINGS = ("full", "short", "late", "failed")
 POOLS = ("generator", "encoder")
-SHED_REASONS = ("in_flight", "queue_full", "late", "abandoned", "shutdown")
+SHED_REASONS = ("in_flight", "queue_full", "queue_slow", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
 UNKNOWN = "unknown"  # a variant that is not configured, or no recommendation id of ours
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
@@ -172,6 +172,12 @@ SHORT_LISTS = Counter(
     "sequitur_short_lists", "Recommendations with fewer items than asked for: no more were eligible.", registry=REGISTRY
 )
 IN_FLIGHT = Gauge("sequitur_in_flight", "Requests at work now.", multiprocess_mode="livesum", registry=REGISTRY)
+PERMITS = Gauge(
+    "sequitur_permits",
+    "Requests that may be at work at once, as far as this process can do it in time now.",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 BUNDLE_INFO = Gauge(
     "sequitur_bundle_info",
     "The bundle being served; always 1.",
@@ -279,6 +285,7 @@ for _metric, _values in (
 STAGE = kept(STAGE_SECONDS, STAGES)
 HISTORY = Kept(HISTORY_LENGTH)
 ELIGIBLE = Kept(CANDIDATES)
+BATCH = Kept(BATCH_SIZE)
 
 
 @lru_cache(maxsize=1024)

@@ -1,7 +1,8 @@
-"""How long ranking takes, learnt while it is done: so much for a batch, and so much for each candidate in it.
+"""How long work takes, learnt while it is done: so much for a batch, and so much for each thing in it.
 
-A line is laid through recent batches (seconds against candidates), older ones counting less. It is never steeper than
-from nought, as if a batch cost nothing in itself, and never falls. What a single batch says is believed up to twice of
+What is counted are the candidates of a ranking, or the requests of a batch of the model. A line is laid through recent
+batches (seconds against how many), older ones counting less. It is never steeper than from nought, as if a batch cost
+nothing in itself, and never falls. What a single batch says is believed up to twice of
 what was expected, so that one hiccup of the machine does not switch the ranker off for those who come after.
 
 Where nothing was ranked for a while and the time would do if ranking took half as long, a few candidates are ranked all
@@ -34,7 +35,7 @@ class Pace:
         self._n = self._s = self._nn = self._ns = 0.0
 
     def learn(self, candidates: int, seconds: float) -> None:
-        """Remembers what ranking a batch took."""
+        """Remembers what a batch took."""
         if not candidates:
             return
         with self._lock:
@@ -48,6 +49,12 @@ class Pace:
             self._nn = kept * self._nn + (1 - kept) * candidates * candidates
             self._ns = kept * self._ns + (1 - kept) * candidates * seconds
             self._learnt = self._clock()
+
+    def expected(self, count: int) -> float:
+        """Seconds that a batch of so many will take; none as long as nothing was learnt."""
+        with self._lock:
+            batch_s, each_s = self._costs()
+        return batch_s + each_s * count
 
     def affordable(self, seconds: float, requests: int) -> int:
         """How many candidates of each request can be ranked within so many seconds.

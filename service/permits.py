@@ -1,32 +1,73 @@
-"""Permits: how many requests may be at work at once. No permit means an immediate refusal, never a growing line."""
+"""Permits: how many requests may be at work at once. No permit means an immediate refusal, never a growing line.
 
-from collections.abc import Iterator
+There is a limit that never moves, and below it one that follows what this process can do here and now. Work that has to
+wait before it is begun, for the event loop or for the encoder, says how long it waited. Where even the shortest wait of
+a while was too long, requests stand in a line that does not get shorter: the limit falls by as much as the wait is too
+long. A burst alone does nothing, since somebody in it hardly waited. While all is well and permits run out, it rises
+again. At the limit, throughput is what it was and the line is as long as one wanted.
+
+Source: the shortest wait as the sign of a standing line is that of Nichols and Jacobson (2012), "Controlling Queue
+Delay", section 4; additive rise and multiplicative fall are Chiu and Jain's (1989).
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service import metrics
 from service.errors import Overloaded
 
+WINDOW_S = 0.05  # over which the shortest wait is taken
+FEWEST = 8  # permits, however slow this process is: enough to fill a batch
+FALL = 0.5  # the most that a window may take away
+RISE = 0.1  # of the limit, and one more, that a good window gives back
+LOOK_EVERY_S = 0.01  # at the event loop
+TURNS = 4  # how often a request has to come by the event loop: parsed, read, dispatched, answered
+
 
 class Permits:
     """A counter with a limit; it lives on the event loop and needs no lock.
 
+    Args:
+        most: the limit that never moves.
+        target_s: how long work may wait before it is begun.
+        clock: seconds from some fixed moment.
+
     Attributes:
         taken: permits that are out now.
+        limit: how many there are now.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(
+        self, most: int, *, target_s: float = math.inf, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._most = most
+        self._fewest = min(FEWEST, most)
+        self._target_s = target_s
+        self._clock = clock
+        self._since = clock()
+        self._shortest_s: dict[str, float] = {}  # in this window, by what was waited for
+        self._busiest = 0  # permits that were out at once in this window
         self.taken = 0
+        self.limit = most
+        metrics.PERMITS.set(most)
 
-    def check(self) -> None:
+    def check(self, coming: int = 0) -> None:
         """Refuses as `hold` would: asked before a body is read, so that an overloaded process does not even parse.
+
+        Args:
+            coming: requests that are here already, those included that have not come to take their permit.
 
         Raises:
             Overloaded: all are taken.
         """
-        if self.taken >= self._limit:
+        at_work = max(self.taken, coming)
+        if at_work >= self.limit:
+            self._busiest = max(self._busiest, at_work)
             metrics.SHED.labels("in_flight").inc()
-            raise Overloaded(f"{self._limit} requests are at work already; try again", reason="in_flight")
+            raise Overloaded(f"{at_work} requests are at work already; try again", reason="in_flight")
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -37,9 +78,36 @@ class Permits:
         """
         self.check()
         self.taken += 1
+        self._busiest = max(self._busiest, self.taken)
         metrics.IN_FLIGHT.inc()
         try:
             yield
         finally:
             self.taken -= 1
             metrics.IN_FLIGHT.dec()
+
+    def felt(self, wait_s: float, what: str) -> None:
+        """Hears how long some work waited for something before it was begun."""
+        self._shortest_s[what] = min(self._shortest_s.get(what, math.inf), wait_s)
+        now = self._clock()
+        if now - self._since < WINDOW_S:
+            return
+        standing_s = max(self._shortest_s.values())
+        if standing_s > self._target_s:
+            at_work = min(self.limit, max(self._busiest, self._fewest))
+            self.limit = max(self._fewest, int(at_work * max(FALL, self._target_s / standing_s)))
+        elif self._busiest >= self.limit:
+            self.limit = min(self._most, int(self.limit * (1 + RISE)) + 1)
+        metrics.PERMITS.set(self.limit)
+        self._since, self._busiest = now, self.taken
+        self._shortest_s.clear()
+
+    async def watch(self) -> None:
+        """Feels how late the event loop comes to what is due, for as long as it is not cancelled."""
+        due = self._clock()
+        while True:
+            due += LOOK_EVERY_S
+            await asyncio.sleep(max(0.0, due - self._clock()))
+            now = self._clock()
+            self.felt(TURNS * max(0.0, now - due), "loop")
+            due = max(due, now - LOOK_EVERY_S)

@@ -29,13 +29,14 @@ from service.placements import Placements
 from service.questions import Questions
 from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, RecommendationRequest
 from service.sessions import SessionStore
-from service.settings import Settings
+from service.settings import BATCH_SHARE, QUEUE_SHARE, WAIT_SHARE, Settings
 from service.users import Users
 from service.variants import DEFAULT, Plan, Variant, Variants, bundle_path
 
 _log = logging.getLogger(__name__)
 
 FAILED = {"generator_failed", "encoder_failed", "ranker_failed"}
+COUNT_EVERY_S = 1.0
 WARMUP_HISTORIES = 64  # enough to meet every shape; a bundle with thousands must not hold up its start
 
 
@@ -174,7 +175,7 @@ async def serving(
 
     journal = journal or NoJournal()
     await journal.open()
-    permits = Permits(settings.max_in_flight)
+    permits = Permits(settings.max_in_flight, target_s=WAIT_SHARE * settings.deadline_s, clock=clock)
     pools = {
         pool: MicroBatcher(
             max_batch=settings.max_batch,
@@ -183,6 +184,8 @@ async def serving(
             clock=clock,
             pool=pool,
             is_paced=pool == "generator",
+            batch_s=BATCH_SHARE * settings.deadline_s,
+            felt=permits.felt if pool == "encoder" else None,  # who waits for a generator has the encoder to go to
         )
         for pool in metrics.POOLS
     }
@@ -218,6 +221,10 @@ async def serving(
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
         gc.collect()
         gc.freeze()
+        for batcher in pools.values():  # only now: whoever warms up has time
+            batcher.longest_s = QUEUE_SHARE * settings.deadline_s
+        following.append(asyncio.create_task(permits.watch(), name="permits"))
+        following.append(asyncio.create_task(_count_kept(), name="metrics"))
         following.append(asyncio.create_task(budgets.follow(store if store.durable else None), name="budgets"))
         if store.durable:  # others may write to it
             following.append(asyncio.create_task(items.follow(), name="items"))
@@ -238,6 +245,13 @@ async def serving(
             for variant in variants:
                 manifest = variant.served.bundle.manifest
                 metrics.BUNDLE_INFO.remove(variant.served.bundle.name, manifest.model, manifest.kind)
+
+
+async def _count_kept() -> None:
+    """Counts what metrics have kept, for scrapes that another worker answers."""
+    while True:
+        await asyncio.sleep(COUNT_EVERY_S)
+        metrics.count_kept()
 
 
 async def warm_up(pipeline: Pipeline, variant: Variant, clock: Callable[[], float], *, at_once: int) -> None:

@@ -322,6 +322,43 @@ async def test_late_by_every_reckoning_one_runs_all_the_same_so_that_a_wrong_pac
     assert held.worker.batches == [[1], [2]]
 
 
+async def test_a_queue_is_bounded_by_time():
+    before = shed("queue_slow")
+    async with Paced() as held:  # one question is known to take a second once the first one is done
+        await held.release()
+        held.worker.gate.clear()
+        held.batcher.longest_s = 2.5
+        waiting = [held.submit(2)]
+        await turn()
+        waiting += [held.submit(3), held.submit(4)]
+        await turn()
+        with pytest.raises(Overloaded, match=r"more than it answers in 2\.5 s") as refused:
+            await held.submit(5)
+        assert refused.value.reason == "queue_slow"
+        held.worker.gate.set()
+        await asyncio.gather(*waiting)
+    assert shed("queue_slow") == before + 1
+
+
+async def test_a_batch_takes_no_longer_than_it_may():
+    async with Paced(batch_s=2.5) as held:
+        waiting = [held.submit(k, deadline=1e9) for k in (2, 3, 4, 5, 6)]
+        await turn()
+        await held.release()
+        await asyncio.gather(*waiting)
+    assert held.worker.batches[:2] == [[1], [2, 3]]  # by this clock the second took no time, so the third may be longer
+
+
+async def test_the_oldest_wait_of_each_batch_is_felt():
+    felt = []
+    async with Paced(felt=lambda wait_s, what: felt.append((wait_s, what))) as held:
+        waiting = [held.submit(k, deadline=1e9) for k in (2, 3)]
+        await turn()
+        await held.release()
+        await asyncio.gather(*waiting)
+    assert felt == [(0.0, "encoder"), (1.0, "encoder")]
+
+
 async def test_waiting_for_company_ends_with_a_full_batch():
     worker = Worker()
     batcher = MicroBatcher(max_batch=2, queue_limit=8, wait_s=60, clock=time.monotonic)

@@ -1,8 +1,16 @@
+import asyncio
+import time
+
 import pytest
 
 from service import metrics
 from service.errors import Overloaded
-from service.permits import Permits
+from service.permits import FEWEST, WINDOW_S, Permits
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
@@ -18,3 +26,71 @@ def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
         pass
     assert metrics.REGISTRY.get_sample_value("sequitur_in_flight") == 0
     assert metrics.REGISTRY.get_sample_value("sequitur_shed_total", {"reason": "in_flight"}) == before + 1
+
+
+class Process:
+    """A process in which work waits as long as a test says, over one window after the other."""
+
+    def __init__(self, most: int, target_s: float) -> None:
+        self.now = 0.0
+        self.permits = Permits(most, target_s=target_s, clock=lambda: self.now)
+
+    def window(self, *waits_s: float, at_work: int = 0) -> int:
+        """A window in which these waits were felt while so many were at work; the limit after it."""
+        self.permits.taken = at_work
+        self.permits._busiest = at_work
+        for wait_s in waits_s[:-1]:
+            self.permits.felt(wait_s, "encoder")
+        self.now += 2 * WINDOW_S
+        self.permits.felt(waits_s[-1], "encoder")
+        self.permits.taken = 0
+        return self.permits.limit
+
+
+def test_a_standing_line_lowers_the_limit_by_as_much_as_the_wait_is_too_long():
+    process = Process(256, target_s=0.02)
+    assert process.window(0.025, 0.025, at_work=100) == 80
+    assert process.window(0.5, 0.5, at_work=80) == 40  # and by no more than half at once
+    for _ in range(20):
+        process.window(0.5, 0.5, at_work=process.permits.limit)
+    assert process.permits.limit == FEWEST
+
+
+def test_a_burst_in_which_somebody_hardly_waited_lowers_nothing():
+    assert Process(256, target_s=0.02).window(0.0, 0.2, 0.2, at_work=200) == 256
+
+
+def test_a_line_for_one_thing_is_seen_beside_another_that_nobody_waits_for():
+    process = Process(256, target_s=0.02)
+    process.permits.felt(0.0, "loop")
+    assert process.window(0.04, at_work=100) == 50
+
+
+def test_the_limit_rises_where_permits_run_out_and_all_is_well_and_never_above_the_most():
+    process = Process(60, target_s=0.02)
+    low = process.window(0.04, at_work=60)
+    assert process.window(0.001, at_work=low - 1) == low
+    higher = process.window(0.001, at_work=low)
+    assert higher > low
+    for _ in range(50):
+        process.window(0.001, at_work=process.permits.limit)
+    assert process.permits.limit == 60
+
+
+def test_requests_at_the_door_count_before_they_have_their_permits():
+    permits = Permits(3)
+    permits.check(coming=2)
+    with pytest.raises(Overloaded, match="3 requests are at work"):
+        permits.check(coming=3)
+
+
+@pytest.mark.anyio
+async def test_a_late_event_loop_is_felt():
+    permits = Permits(100, target_s=0.02)
+    permits.taken = permits._busiest = 50
+    watching = asyncio.create_task(permits.watch())
+    for _ in range(20):
+        await asyncio.sleep(0)
+        time.sleep(0.02)  # the event loop does nothing else meanwhile
+    watching.cancel()
+    assert permits.limit < 50
