@@ -9,7 +9,7 @@ connection: so a late reply has nowhere to go, and the next trip begins on a con
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -89,8 +89,7 @@ class Link(asyncio.Protocol):
     # What follows is called by the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self._reader = transport, _reader()
+        self._transport, self._reader = cast("asyncio.Transport", transport), _reader()  # uvloop's is of no such class
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

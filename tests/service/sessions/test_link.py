@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 
 from service.sessions.address import Address
 from service.sessions.link import Link, Refusal
@@ -12,6 +13,18 @@ Words = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def told(words: Words, story: Callable[[Link], Awaitable[None]], *, timeout_s: float = 5.0, **entry: str) -> None:
+    """Run a story by asyncio's own loop and by the one that serves."""
+    _told(asyncio.run, words, story, timeout_s, entry)
+    _told(uvloop.run, words, story, timeout_s, entry)
+
+
+def _told(
+    loop: Callable[..., None],
+    words: Words,
+    story: Callable[[Link], Awaitable[None]],
+    timeout_s: float,
+    entry: dict[str, str],
+) -> None:
     async def run() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -27,7 +40,7 @@ def told(words: Words, story: Callable[[Link], Awaitable[None]], *, timeout_s: f
             finally:
                 link.close()
 
-    asyncio.run(run())
+    loop(run())
 
 
 def test_replies_come_in_order_whatever_pieces_they_arrive_in():
@@ -55,16 +68,16 @@ def test_gone_a_connection_that_breaks_in_the_middle_fails_the_trip_and_the_next
         nonlocal visits
         visits += 1
         await reader.readexactly(14)
-        writer.write(b"+ONE\r\n" if visits == 1 else b"+ONE\r\n+TWO\r\n")
+        writer.write(b"+ONE\r\n" if visits % 2 else b"+ONE\r\n+TWO\r\n")
         await writer.drain()
-        if visits > 1:
+        if visits % 2 == 0:
             await reader.read()
 
     async def story(link: Link) -> None:
         with pytest.raises(ConnectionError):
             await link.trip([("PING",), ("PING",)])
         assert await link.trip([("PING",), ("PING",)]) == [b"ONE", b"TWO"]
-        assert visits == 2
+        assert visits % 2 == 0
 
     told(words, story)
 
@@ -77,7 +90,7 @@ def test_late_replies_reach_nobody():
         visits += 1
         mine = b"+VISIT %d\r\n" % visits
         await reader.readexactly(14)
-        if visits == 1:
+        if visits % 2:
             await asyncio.sleep(0.1)
         writer.write(mine)
         await reader.read()
@@ -85,7 +98,7 @@ def test_late_replies_reach_nobody():
     async def story(link: Link) -> None:
         with pytest.raises(TimeoutError):
             await link.trip([("PING",)])
-        assert await link.trip([("PING",)]) == [b"VISIT 2"]
+        assert await link.trip([("PING",)]) in ([b"VISIT 2"], [b"VISIT 4"])
 
     told(words, story, timeout_s=0.05)
 
@@ -97,19 +110,20 @@ def test_a_cancelled_trip_ends_its_connection():
         nonlocal visits
         visits += 1
         await reader.readexactly(14)
-        if visits > 1:
+        if visits % 2 == 0:
             writer.write(b"+OK\r\n")
         await reader.read()
 
     async def story(link: Link) -> None:
         trip = asyncio.create_task(link.trip([("PING",)]))
-        while not visits:
+        before = visits
+        while visits == before:
             await asyncio.sleep(0.001)  # the server's turn
         trip.cancel()
         with pytest.raises(asyncio.CancelledError):
             await trip
         assert await link.trip([("PING",)]) == [b"OK"]
-        assert visits == 2
+        assert visits % 2 == 0
 
     told(words, story)
 
