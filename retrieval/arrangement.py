@@ -33,11 +33,17 @@ such item of the reserve; its reason is `promoted`, unless the place would have 
 items follow, promoted ones come early enough to make up for them. Where every promoted item left breaks a cap, or none
 is left, the places go on without.
 
+**Ahead** of the k places lies what would come next: the candidates that are left, in the order of their scores after
+freshness, and in pages of k that each keep to the caps while a candidate is left that does. Pins, promotion and
+diversity are of the first k alone: they cost as much for every further place, and hardly anybody goes there. The first
+k are what they are without.
+
 What could not be had stands in `unmet`: pins that are not shown, the longest beginning of the list with too few
 promoted items, words beyond their cap.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
@@ -104,7 +110,8 @@ class Arranger:
                 scores, and of any number.
 
         Returns:
-            B answers. What came from outside the candidates has source `popular` and the lowest score of theirs.
+            B answers; behind the first k what lies `ahead`. What came from outside the candidates has source `popular`
+            and the lowest score of theirs.
 
         Raises:
             InvalidRule: see `check`.
@@ -114,8 +121,8 @@ class Arranger:
         for b, (query, answer) in enumerate(zip(queries, answers, strict=True)):
             if query.rules != NO_RULES:
                 groups.setdefault(query.rules, []).append(b)
-            elif len(answer) > query.k:
-                arranged[b] = answer.taken(np.arange(query.k))
+            elif len(answer) > query.k + query.ahead:
+                arranged[b] = answer.taken(np.arange(query.k + query.ahead))
         for rules, at in groups.items():
             self.check(rules)
             made = _Lists(self, rules, [queries[b] for b in at], [answers[b] for b in at]).answers()
@@ -315,6 +322,8 @@ class _Lists:
         if not self._rules.caps:
             return
         self._limits = self._arranger.limits(self._rules.caps)
+        if any(query.ahead for query in self._queries):
+            self._most: list[int] = self._limits.most.tolist()
         width = len(self._limits.most)
         self._base = self._each * width
         self._counts = np.zeros(len(self._each) * width, dtype=np.int64)
@@ -489,11 +498,47 @@ class _Lists:
                 why = "all of them pinned" if by_pins else "every eligible item left breaks a cap"
                 self._unmet[r].append(f"cap of {cap.most} on {cap.attribute!r}: {words}; {why}")
 
+    def _ahead(self, r: int) -> IntArray:
+        """Columns of the candidates that come next."""
+        query, left = self._queries[r], np.flatnonzero(self._left[r])
+        if not self._rules.caps:
+            return left[: query.ahead]
+        most = self._most
+        free = len(most) - 1
+        carried = (self._words[:, r, left] - self._base[r]).T.tolist()
+        pages: list[list[int]] = [[] for _ in range(-(-query.ahead // query.k))]
+        counts: list[Counter[int]] = [Counter() for _ in pages]
+        put_off: list[int] = []
+        first = 0  # page that is not full
+        for column, words in zip(left.tolist(), carried, strict=True):
+            own = [word for word in words if word != free]
+            # Whatever comes later cannot take a place on an earlier page from this one, so each goes to its first.
+            at = next((p for p in range(first, len(pages)) if _fits(own, counts[p], most, pages[p], query.k)), None)
+            if at is None:
+                put_off.append(column)
+                continue
+            pages[at].append(column)
+            counts[at].update({*own})
+            while first < len(pages) and len(pages[first]) == query.k:
+                first += 1
+            if first == len(pages):
+                break
+        ahead: list[int] = []
+        for page in pages:
+            lacking = query.k - len(page)
+            ahead += page + put_off[:lacking]  # no candidate is left that keeps to the caps
+            put_off = put_off[lacking:]
+        return np.array(ahead[: query.ahead], dtype=np.int64)
+
     def _answer(self, r: int) -> Answer:
         if self._rules.caps and self._over[r]:
             self._miss_caps(r)
         answer, n = self._answers[r], int(self._lengths[r])
-        columns, rows = self._columns[r, :n], self._placed[r, :n]
+        columns, rows, reasons = self._columns[r, :n], self._placed[r, :n], self._reasons[r, :n]
+        if self._queries[r].ahead:
+            ahead = self._ahead(r)
+            columns, rows = np.concatenate([columns, ahead]), np.concatenate([rows, self._rows[r, ahead]])
+            reasons = np.concatenate([reasons, np.full(len(ahead), PLAIN)])
         places = self._origin[r][columns]
         outside = columns == OUTSIDE
         if outside.any():
@@ -503,6 +548,17 @@ class _Lists:
             answer = answer.followed_by(Answer.of(rows[outside], scores, "popular"))
         return replace(
             answer.taken(places),
-            reasons=tuple(REASONS[reason] for reason in self._reasons[r, :n].tolist()),
+            reasons=tuple(REASONS[reason] for reason in reasons.tolist()),
             unmet=(*answer.unmet, *self._unmet[r]),
         )
+
+
+def _fits(words: Sequence[int], counts: Mapping[int, int], most: Sequence[int], page: Sequence[int], k: int) -> bool:
+    """Whether a page has room for an item of these words."""
+    if len(page) == k:
+        return False
+    for word in words:
+        shown = counts.get(word)
+        if shown is not None and shown >= most[word]:
+            return False
+    return True

@@ -56,6 +56,7 @@ class Search:
         exclude: int64, shape (n,): rows that may not be returned beside that. Repeats, PAD_ROW and rows without a code
             do no harm.
         in_time: asked before every step of the decoder; the first no ends this search.
+        ahead: so many items behind the k are given too where the same beams lead to them.
     """
 
     k: int
@@ -63,17 +64,18 @@ class Search:
     live: Live
     exclude: IntArray
     in_time: Callable[[], bool] = always
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """What a search gave: min(k, allowed and not excluded) items, unless it did not finish.
+    """What a search gave: min(k, allowed and not excluded) items and up to `ahead` more, unless it did not finish.
 
     Attributes:
         rows: int64, shape (K,), distinct.
         scores: float32, shape (K,): falling, equal ones in the order of the trie.
         steps: float32, shape (K, L): each code's part of the score.
-        exact: whether the list is proven to be that of scoring every item.
+        exact: whether the first k are proven to be those that scoring every item gives.
         beams: width of the search that gave it.
         finished: false where time ran out or the model's numbers were not numbers; then there are no items.
     """
@@ -143,6 +145,7 @@ class _Path:
         self.search, self.live = search, search.live
         self.feasible = self.live.count - len(denied)
         self.width, self.k = width, k
+        self.reach = min(search.k + search.ahead, self.feasible)
         self.denied, self.dead = denied, dead  # positions in the trie, and by level the children that hold no others
         self.ahead: Sequence[np.float32] = ()  # by level: the most that a step can add, where that is known
         self.restart()
@@ -182,7 +185,7 @@ class _Path:
         """
         # The last level needs no more leaves than items, and what is pruned there is known to be worse.
         is_last = level == trie.levels - 1
-        width = self.k if is_last else self.width if self.floor == -np.inf else self.feasible
+        width = self.reach if is_last else self.width if self.floor == -np.inf else self.feasible
         choose = self._from_table if level < len(trie.child) else self._from_ranges
         beam, code, children, values, pruned = choose(trie, level, own, width)
         if not is_last:
@@ -239,20 +242,21 @@ class _Path:
         positions: npt.NDArray[Any] = starts[leaves]
         if len(starts) <= len(trie):
             beam, positions = self._spread_leaves(beam, positions, starts[leaves + 1])
-        beam, positions = beam[: self.k], positions[: self.k]
+        beam, positions = beam[: self.reach], positions[: self.reach]
         scores = self.scores[beam]
         steps = np.empty((len(beam), trie.levels), dtype=np.float32)
         for level in range(trie.levels - 1, -1, -1):
             parents, values = self.trail[level]
             steps[:, level] = values[beam]
             beam = parents[beam]
-        return Found(trie.rows[positions], scores, steps, bool(self.pruned < scores[-1]), self.width)
+        exact = bool(self.pruned < scores[: self.k][-1])
+        return Found(trie.rows[positions], scores, steps, exact, self.width)
 
     def _spread_leaves(self, beam: IntArray, lo: Nodes, hi: Nodes) -> tuple[IntArray, IntArray]:
         """Beams and positions of the items that leaves, best first, hold: several where tuples collide."""
         before = self.live.before
         # No more leaves than can be needed, were every denied item in them.
-        enough = int((before[hi] - before[lo]).cumsum().searchsorted(self.k + len(self.denied))) + 1
+        enough = int((before[hi] - before[lo]).cumsum().searchsorted(self.reach + len(self.denied))) + 1
         leaf, positions = spread(lo[:enough], hi[:enough])
         allowed = before[positions + 1] > before[positions]
         if len(self.denied):
@@ -447,7 +451,7 @@ def search_all(distributions: FloatArray, trie: ConstraintTrie, searches: Sequen
         path.ahead = [level.max() for level in levels]
         best = path.descend(trie, levels)
         if not best.exact:
-            path.restart(floor=float(best.scores[-1]))
+            path.restart(floor=float(best.scores[: path.k][-1]))
             best = path.descend(trie, levels)
         found.append(best)
     return found

@@ -55,8 +55,9 @@ class Dense:
             answers = [NOTHING] * len(queries)
             for eligible, members in groups.items():
                 k = np.array([queries[b].k for b in members], dtype=np.int64)
+                ahead = np.array([queries[b].ahead for b in members], dtype=np.int64)
                 exclude = [queries[b].exclude for b in members]
-                found = self._index.search(embeddings[members], k, eligible, exclude)
+                found = self._index.search(embeddings[members], k, eligible, exclude, ahead)
                 for b, (rows, scores) in zip(members, found, strict=True):
                     answers[b] = Answer.of(rows, scores, RETRIEVED)
         return answers

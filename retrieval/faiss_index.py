@@ -92,22 +92,30 @@ class FaissIndex:
         """How many cells there are."""
         return int(self._cells.nlist)
 
-    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
-        """See `index.CandidateIndex.search`."""
+    def search(
+        self,
+        queries: FloatArray,
+        k: IntArray,
+        eligible: Eligible,
+        exclude: Sequence[IntArray],
+        ahead: IntArray | None = None,
+    ) -> list[Found]:
+        """See `index.CandidateIndex.search`. What lies ahead is fetched from the cells that k rows are worth."""
+        ahead = np.zeros(len(k), dtype=np.int64) if ahead is None else ahead
         queries = checked(self.vectors, queries, k, exclude)
         blocked = [np.unique(rows[eligible.mask[rows]]) for rows in exclude]
         found: dict[int, Found] = {}
         # One search has one length for all its queries. Lengths are rounded up to powers of two, so that a user with
         # a thousand seen items does not make the whole batch fetch a thousand.
-        lengths: dict[int, list[int]] = {}
+        lengths: dict[tuple[int, int], list[int]] = {}
         for b, rows in enumerate(blocked):
             needed = min(int(k[b]), eligible.count - len(rows)) + len(rows)
-            lengths.setdefault(1 << max(0, needed - 1).bit_length(), []).append(b)
-        for length, members in lengths.items():
+            lengths.setdefault((_rounded(needed), _rounded(needed + int(ahead[b]))), []).append(b)
+        for (length, fetched), members in lengths.items():
             width = self.width * math.sqrt(max(1.0, length / self._k))
             width *= (len(self.vectors) - 1) / max(1, eligible.count)
             while members and width < EXACT_CELLS * self.cell_count:
-                nominated = self._nominate(queries[members], length, math.ceil(width), eligible)
+                nominated = self._nominate(queries[members], fetched, math.ceil(width), eligible)
                 short = []
                 for b, rows in zip(members, nominated, strict=True):
                     left = np.setdiff1d(rows, blocked[b])
@@ -115,10 +123,12 @@ class FaissIndex:
                     if len(left) < wanted:
                         short.append(b)
                     else:
-                        found[b] = best(self.vectors, left, queries[b], wanted)
+                        found[b] = best(self.vectors, left, queries[b], wanted + int(ahead[b]))
                 members, width = short, width * WIDER
             if members:
-                exactly = self._exact.search(queries[members], k[members], eligible, [blocked[b] for b in members])
+                exactly = self._exact.search(
+                    queries[members], k[members], eligible, [blocked[b] for b in members], ahead[members]
+                )
                 found.update(zip(members, exactly, strict=True))
         return [found[b] for b in range(len(queries))]
 
@@ -132,6 +142,10 @@ class FaissIndex:
         faiss.omp_set_num_threads(self._threads)  # OpenMP keeps this per calling thread, not per process
         _, labels = self._cells.search(queries.reshape(-1, queries.shape[2]), length, params=parameters)
         return [rows[rows >= 0] + 1 for rows in labels.reshape(len(queries), -1)]
+
+
+def _rounded(length: int) -> int:
+    return 1 << max(0, length - 1).bit_length()
 
 
 def tune(

@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ class Generative:
 
     def _search(self, query: Query) -> Search:
         beams = self.settings.beams if query.beams is None else query.beams
-        return Search(query.k, beams, self._left(query.eligible), query.exclude, query.in_time)
+        return Search(query.k, beams, self._left(query.eligible), query.exclude, query.in_time, query.ahead)
 
     def _found(self, memory: Memory, searches: Sequence[Search], stage: Stage) -> list[Found]:
         if isinstance(self.decoder, Parallel) and len(self.trie) <= EXACT_ITEMS:
@@ -191,10 +191,11 @@ class Hybrid:
         found: list[list[Answer]] = [[] for _ in queries]
         for source in self._sources:
             asked = [b for b, query in enumerate(queries) if source.reads(query.request)]
-            for b, answer in zip(asked, source.recommend([queries[b] for b in asked], stage), strict=True):
+            alone = [replace(queries[b], ahead=0) for b in asked]  # longer lists would be merged into other first k
+            for b, answer in zip(asked, source.recommend(alone, stage), strict=True):
                 found[b].append(answer)
         with stage("merge"):
-            return [fused(answers, query.k) for answers, query in zip(found, queries, strict=True)]
+            return [fused(answers, query.k + query.ahead) for answers, query in zip(found, queries, strict=True)]
 
 
 def fused(answers: Sequence[Answer], k: int) -> Answer:

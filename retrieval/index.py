@@ -32,7 +32,14 @@ class CandidateIndex(Protocol):
     name: str
     vectors: FloatArray
 
-    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
+    def search(
+        self,
+        queries: FloatArray,
+        k: IntArray,
+        eligible: Eligible,
+        exclude: Sequence[IntArray],
+        ahead: IntArray | None = None,
+    ) -> list[Found]:
         """The best rows of each query.
 
         Args:
@@ -40,10 +47,13 @@ class CandidateIndex(Protocol):
             k: int64, shape (B,): rows wanted, each at least 1.
             eligible: the rows that may be returned, for the whole batch.
             exclude: B arrays of rows that may not be; repeats, ineligible rows and PAD_ROW do no harm.
+            ahead: int64, shape (B,): so many rows behind the k come too, where the same search meets them; the first k
+                are what they are without.
 
         Returns:
-            B pairs of rows (int64) and scores (float32), both of shape (min(k, rows left),): distinct, by falling score
-            and then by row. A score is the inner product, with several vectors the largest of them.
+            B pairs of rows (int64) and scores (float32), both of shape (min(k, rows left),), and up to `ahead` longer:
+            distinct, by falling score and then by row. A score is the inner product, with several vectors the largest
+            of them.
 
         Raises:
             InvalidInput: shapes that do not fit, or a query that is not finite.
@@ -111,9 +121,17 @@ class ExactIndex:
         # puts within this margin of the cut is scored by `best`, so ties at the cut are settled by row.
         self._margin = 4 * vectors.shape[1] * 2.0**-24 * longest
 
-    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
+    def search(
+        self,
+        queries: FloatArray,
+        k: IntArray,
+        eligible: Eligible,
+        exclude: Sequence[IntArray],
+        ahead: IntArray | None = None,
+    ) -> list[Found]:
         """See `CandidateIndex.search`."""
         queries = checked(self.vectors, queries, k, exclude)
+        wanted = k if ahead is None else k + ahead
         few = eligible.count * GATHER_SHARE < len(self.vectors)
         rows = eligible.rows if few else None
         table = self.vectors if rows is None else self.vectors[rows]
@@ -124,7 +142,7 @@ class ExactIndex:
             if rows is None:
                 np.copyto(scores, -np.inf, where=~eligible.mask)
             for b, own in enumerate(scores, start):
-                found.append(self._top(own, rows, queries[b], int(k[b]), exclude[b]))
+                found.append(self._top(own, rows, queries[b], int(wanted[b]), exclude[b]))
         return found
 
     def _top(self, scores: FloatArray, rows: IntArray | None, query: FloatArray, k: int, exclude: IntArray) -> Found:
@@ -156,7 +174,14 @@ class GrownIndex:
         self.vectors = np.concatenate([base.vectors, more])
         self._parts: WeakKeyDictionary[Eligible, tuple[Eligible, IntArray]] = WeakKeyDictionary()
 
-    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
+    def search(
+        self,
+        queries: FloatArray,
+        k: IntArray,
+        eligible: Eligible,
+        exclude: Sequence[IntArray],
+        ahead: IntArray | None = None,
+    ) -> list[Found]:
         """See `CandidateIndex.search`."""
         first = len(self.base.vectors)
         parts = self._parts.get(eligible)
@@ -165,11 +190,12 @@ class GrownIndex:
             parts = Eligible.of(eligible.mask[:first].copy()), np.flatnonzero(eligible.mask[first:]) + first
             self._parts[eligible] = parts
         old, new = parts
-        found = self.base.search(queries, k, old, [rows[rows < first] for rows in exclude])
+        found = self.base.search(queries, k, old, [rows[rows < first] for rows in exclude], ahead)
         if not len(new):
             return found
         out = []
-        for query, wanted, barred, (rows, scores) in zip(queries, k.tolist(), exclude, found, strict=True):
+        most = (k if ahead is None else k + ahead).tolist()
+        for query, wanted, barred, (rows, scores) in zip(queries, most, exclude, found, strict=True):
             left = new[~np.isin(new, barred)]
             more, more_scores = best(self.vectors, left, query if query.ndim == 2 else query[None], wanted)
             every, every_scores = np.concatenate([rows, more]), np.concatenate([scores, more_scores])

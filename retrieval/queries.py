@@ -32,6 +32,8 @@ class Query:
     Attributes:
         request: what there is to encode.
         k: how many items are wanted, at least 1.
+        ahead: how many places behind those are filled too, as far as that takes no more work of a model; the first k
+            are what they are without.
         eligible: the rows that may be returned.
         exclude: int64, shape (n,). Rows that may not: seen items and the filter's `exclude_ids`. Repeats and PAD_ROW do
             no harm.
@@ -49,6 +51,7 @@ class Query:
     eligible: Eligible
     exclude: IntArray
     in_time: Callable[[], bool] = always
+    ahead: int = 0
     beams: int | None = None
     rankable: Callable[[], int] = all_of_them
     goals: Mapping[str, float] = field(default_factory=dict)
@@ -63,7 +66,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a query got: min(k, eligible and not excluded) rows, best first.
+    """What a query got: min(k, eligible and not excluded) rows, best first, and up to `ahead` behind them.
 
     Attributes:
         rows: int64, shape (K,), distinct.

@@ -75,12 +75,13 @@ class Popular:
     def _answer(self, query: Query) -> Answer:
         allowed = query.eligible.mask.copy()
         allowed[query.exclude] = False
-        reach = query.k + len(query.exclude)
+        wanted = query.k + query.ahead
+        reach = wanted + len(query.exclude)
         while True:
             # Only the head of the order is looked at, four times as much of it each time that was not enough.
             head = self._order[:reach]
-            rows = head[allowed[head]][: query.k]
-            if len(rows) == query.k or reach >= len(self._order):
+            rows = head[allowed[head]][:wanted]
+            if len(rows) == wanted or reach >= len(self._order):
                 return Answer.of(rows, self._scores[rows], "popular")
             reach *= 4
 

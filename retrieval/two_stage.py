@@ -71,15 +71,17 @@ class TwoStage:
 
     def arrange(self, queries: Sequence[Query], answers: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
         """Of the candidates those that are shown."""
-        if all(q.rules == NO_RULES and len(answer) <= q.k for q, answer in zip(queries, answers, strict=True)):
+        pairs = zip(queries, answers, strict=True)
+        if all(q.rules == NO_RULES and len(answer) <= q.k + q.ahead for q, answer in pairs):
             return answers
         with stage(ARRANGE):
             return self.arranger.arrange(queries, answers)
 
     def _widened(self, query: Query) -> Query:
+        # What lies ahead is taken from the candidates: more of them would be ranked, and arranged, into another list.
         if self.ranker is not None:
-            return replace(query, k=max(query.k, self.ranker.settings.candidates))
-        return query if query.rules == NO_RULES else replace(query, k=max(query.k, CANDIDATES))
+            return replace(query, k=max(query.k, self.ranker.settings.candidates), ahead=0)
+        return query if query.rules == NO_RULES else replace(query, k=max(query.k, CANDIDATES), ahead=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -715,6 +715,29 @@ def test_lists_are_those_of_the_plain_reading_of_the_rules() -> None:
                 assert (rows, reasons) == (got.rows.tolist(), list(got.reasons)), told(case, got, seed)
 
 
+def test_what_lies_ahead_changes_nothing_before_it_repeats_nothing_and_keeps_to_caps_page_by_page() -> None:
+    for seed in range(300):
+        arranger, cases = random_cases(random.Random(seed), requests=3)
+        pages = random.Random(seed).choice([1, 3])
+        longer = [replace(case.query, ahead=pages * case.query.k) for case in cases]
+        every = arranger.arrange(longer, [case.answer for case in cases])
+        for (case, first), got in zip(replies(arranger, cases), every, strict=True):
+            k, n = case.query.k, len(first)
+            assert got.rows[:n].tolist() == first.rows.tolist(), told(case, got, seed)
+            assert got.scores[:n].tobytes() == first.scores.tobytes()
+            assert (got.reasons[:n], got.unmet) == (first.reasons, first.unmet)
+            rows = got.rows.tolist()
+            left = set(case.answer.rows.tolist()) - set(rows[:n])
+            assert (len(rows), len(set(rows))) == (n + min(pages * k, len(left)),) * 2
+            assert set(rows[n:]) <= left
+            if case.query.rules == NO_RULES:
+                continue
+            for start in range(n, len(rows), k):
+                page, rest = rows[start : start + k], sorted(left - set(rows[n : start + k]))
+                kept = [row for place, row in enumerate(page) if not case.breaks(row, page[:place])]
+                assert kept == page or all(case.breaks(row, kept) for row in rest), told(case, got, seed)
+
+
 def test_promotions_caps_and_pins_hold_in_random_requests_with_filters_and_the_list_is_full() -> None:
     done, seed = 0, 10**6
     while done < PROPERTY_REQUESTS:

@@ -28,6 +28,10 @@ def asked(trie: ConstraintTrie, k: int = 5, beams: int = 5, *, mask=None, exclud
     return Search(k, beams, trie.live(everything(trie) if mask is None else mask), np.asarray(exclude), **rest)
 
 
+def first_of(found: Found, k: int) -> Found:
+    return replace(found, rows=found.rows[:k], scores=found.scores[:k], steps=found.steps[:k])
+
+
 def same(one: Found, other: Found) -> bool:
     arrays = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("rows", "scores", "steps"))
     return arrays and (one.exact, one.beams, one.finished) == (other.exact, other.beams, other.finished)
@@ -114,6 +118,9 @@ class TestProperties:
                 one = int(rng.integers(len(searches)))
                 (alone,) = search(decoder, Asked.of(names[one]), trie, [searches[one]], **options)
                 assert same(alone, found[one]), "batched as alone"
+                (longer,) = search(decoder, Asked.of(names[one]), trie, [replace(searches[one], ahead=9)], **options)
+                assert same(first_of(longer, len(alone.rows)), alone), "what lies ahead changes nothing before it"
+                assert len(set(longer.rows.tolist())) == len(longer.rows) <= len(alone.rows) + 9
         assert done * 0.3 < certified <= true < done, "a test of narrow beams as well as of wide ones"
 
 
@@ -498,6 +505,9 @@ class TestParallelCodes:
                 for k, m in zip(rng.integers(1, 30, 3), masks, strict=True)
             ]
             scores = score_all(given, table)
+            longer = search_all(given, trie, [replace(one, ahead=20) for one in wanted])
+            for more, found in zip(longer, search_all(given, trie, wanted), strict=True):
+                assert same(first_of(more, len(found.rows)), found), "what lies ahead changes nothing before it"
             for own, asking, mask, found in zip(scores, wanted, masks, search_all(given, trie, wanted), strict=True):
                 allowed = mask.copy()
                 allowed[asking.exclude] = False

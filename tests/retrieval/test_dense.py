@@ -37,7 +37,7 @@ class Watched:
         self.index = ExactIndex(vectors)
         self.sizes: list[int] = []
 
-    def search(self, queries, k, eligible, exclude):
+    def search(self, queries, k, eligible, exclude, _ahead=None):
         self.sizes.append(len(queries))
         return self.index.search(queries, k, eligible, exclude)
 

@@ -143,6 +143,22 @@ def test_one_long_history_does_not_lengthen_the_others(
     assert sorted(lengths) == [(1, 256), (3, 16)]
 
 
+def test_what_lies_ahead_changes_nothing_before_it(vectors: np.ndarray, queries: np.ndarray) -> None:
+    index = FaissIndex.build(vectors, width=4, k=20)
+    mask = np.random.default_rng(3).random(N + 1) < 0.4
+    k, ahead = np.arange(1, 41), np.full(40, 80)
+    exclude = [np.arange(1, 1 + 7 * b) for b in range(40)]
+    for eligible in (ALL, Eligible.of(mask & ALL.mask)):
+        for given in (queries[:40], queries[:80].reshape(40, 2, D)):
+            found = index.search(given, k, eligible, exclude)
+            longer = index.search(given, k, eligible, exclude, ahead)
+            for wanted, (rows, scores), (more, more_scores) in zip(k.tolist(), found, longer, strict=True):
+                assert len(rows) == wanted < len(more) == len(set(more.tolist()))
+                assert more[:wanted].tolist() == rows.tolist()
+                assert more_scores[:wanted].tobytes() == scores.tobytes()
+                assert (np.diff(more_scores) <= 0).all()
+
+
 def test_threads_are_set_in_the_thread_that_searches(vectors: np.ndarray, queries: np.ndarray) -> None:
     index = FaissIndex.build(vectors, width=4, threads=1)
     seen = []

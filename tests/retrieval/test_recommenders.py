@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from retrieval.faiss_index import FaissIndex
 from retrieval.filters import NO_FILTER, AttributeRule, Eligible, Filter, Filters
 from retrieval.index import CandidateIndex, ExactIndex
 from retrieval.inputs import Request
-from retrieval.recommenders import Composed, Dense, Popular, Query, Served, load
+from retrieval.recommenders import Composed, Dense, Popular, Query, Served, compose, load
+from retrieval.rules import NO_RULES, Cap, Pin, Rules
 from retrieval.sequences import EMPTY, FloatArray, History
 from retrieval.trie import ConstraintTrie
 
@@ -137,7 +139,7 @@ class Short:
 
     name = "short"
 
-    def search(self, queries, k, eligible, exclude):
+    def search(self, queries, k, eligible, exclude, _ahead=None):
         return ExactIndex(toy.vectors()).search(queries, np.minimum(k, 2), eligible, exclude)
 
 
@@ -353,3 +355,29 @@ def test_no_request_gets_an_ineligible_a_repeated_or_a_missing_item(
 def test_a_loaded_bundle_keeps_matrix_products_on_one_core(toy_bundle: Path) -> None:
     load(Bundle.open(toy_bundle), threads=2)
     assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+
+
+@pytest.mark.parametrize("kind", ["generating", "generating_at_once", "hybrid"])
+@pytest.mark.parametrize("rules", [NO_RULES, Rules(caps=(Cap(2),), pins=(Pin("i09", 2), Pin("i03", 9)), diversity=0.3)])
+def test_what_lies_ahead_changes_nothing_before_it(kind: str, rules: Rules, request: pytest.FixtureRequest) -> None:
+    served: Served = request.getfixturevalue("generating" if kind == "hybrid" else kind)
+    if kind == "hybrid":
+        generation = replace(served.engine.generation, candidates="hybrid")
+        served = compose(
+            served.bundle, replace(served.engine, generation=generation), served.catalog, served.index,
+            codes=served.codes, trie=served.generative.trie, text_vectors=served.text_vectors,
+        )  # fmt: skip
+    everything = served.filters.eligible(NO_FILTER)
+    for stages in (served.recommender, served.dense, served.popular):
+        for history in ([3], [5, 6, 11]):
+            for k in (1, 4, 19):
+                asked = Query(Request(History.of_rows(history)), k, everything, np.array(history), rules=rules)
+                (first,) = stages.recommend([asked])
+                (longer,) = stages.recommend([replace(asked, ahead=50)])
+                n = len(first)
+                assert longer.rows[:n].tolist() == first.rows.tolist()
+                assert longer.scores[:n].tobytes() == first.scores.tobytes()
+                assert (longer.exact, longer.reasons[:n], longer.unmet) == (first.exact, first.reasons, first.unmet)
+                assert len(set(longer.rows.tolist())) == len(longer) <= 19
+                assert not {*history} & {*longer.rows.tolist()}
+                assert len(longer) > n or n > 15
