@@ -78,10 +78,11 @@ class TwoStage:
             return self.arranger.arrange(queries, answers)
 
     def _widened(self, query: Query) -> Query:
-        # What lies ahead is taken from the candidates: more of them would be ranked, and arranged, into another list.
-        if self.ranker is not None:
-            return replace(query, k=max(query.k, self.ranker.settings.candidates), ahead=0)
-        return query if query.rules == NO_RULES else replace(query, k=max(query.k, CANDIDATES), ahead=0)
+        if self.ranker is None and query.rules == NO_RULES:
+            return query
+        k = max(query.k, CANDIDATES if self.ranker is None else self.ranker.settings.candidates)
+        # Of more candidates rules would make another list. A ranker leaves what lies behind its own where it is.
+        return replace(query, k=k, ahead=0 if query.rules != NO_RULES else max(0, query.k + query.ahead - k))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +125,11 @@ def score(retriever: Retriever, given: Sequence[Given], source: str) -> list[Ans
     return answers
 
 
+def within_reach(ranker: Ranker, one: Query | Given, found: Answer) -> int:
+    """How many of the items found a ranker is meant to read: all but those that only lie ahead."""
+    return min(len(found), max(one.k, ranker.settings.candidates)) if isinstance(one, Query) else len(found)
+
+
 def order(
     ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answer], stage: Stage = NO_STAGES
 ) -> list[Answer]:
@@ -136,7 +142,7 @@ def _ranked(ranker: Ranker, asked: Sequence[Query | Given], found: Sequence[Answ
     answers = list(found)
     lists: dict[int, Candidates] = {}
     for b, (one, answer) in enumerate(zip(asked, found, strict=True)):
-        reach = min(len(answer), max(0, one.rankable()))
+        reach = min(within_reach(ranker, one, answer), max(0, one.rankable()))
         popular = np.array([source == POPULAR for source in answer.sources[:reach]], dtype=np.bool_)
         if popular.all() or np.isnan(answer.scores).any():
             reach = 0

@@ -93,7 +93,13 @@ class RecommendationAnswer(TypedDict):
 
     recommendation_id: str
     items: list[RecommendedItem]
-    next: Annotated[str | None, Field(description="Always null in this version.")]
+    next: Annotated[
+        str | None,
+        Field(
+            description="Where the next page is, for 30 minutes. null where nothing follows, without consent, and "
+            "where the store is away."
+        ),
+    ]
     model: ServedModel
     degraded: bool
     degraded_reasons: list[str]
@@ -114,6 +120,13 @@ class RecommendationAnswer(TypedDict):
         ]
     ]
     timings_ms: dict[str, float]
+
+
+class MergeAnswer(TypedDict):
+    """One user where there were two."""
+
+    user_id: str
+    moved: Annotated[int, Field(description="Events that came to be kept by it; 0 where there was nothing to move.")]
 
 
 class RankedItem(TypedDict):

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from service import __version__
 from service.answers import Problem
-from service.schemas import EventsRequest, ItemRequest, RankingRequest, RecommendationRequest
+from service.schemas import EventsRequest, ItemRequest, MergeRequest, RankingRequest, RecommendationRequest
 
 DESCRIPTION = """Next-item recommendations from the event that happened a moment ago.
 
@@ -24,7 +24,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title="Sequitur", version=__version__, description=DESCRIPTION, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for described in (EventsRequest, ItemRequest, RankingRequest, RecommendationRequest, Problem):
+        for described in (EventsRequest, ItemRequest, MergeRequest, RankingRequest, RecommendationRequest, Problem):
             adapter: TypeAdapter[Any] = TypeAdapter(described)
             schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

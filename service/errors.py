@@ -9,6 +9,7 @@ SequiturError                the root, in `retrieval.errors` with BundleError, E
 ├── UnsupportedMediaType     a body that says it is not JSON
 ├── Unauthenticated          no API key, or one that is not known
 ├── Forbidden                a key without the scope that the call needs
+├── ListGone                 a list that is not kept for further pages, or not any more
 ├── NotFound                 no such page or call
 ├── MethodNotAllowed         a known path, asked in another way
 ├── RateLimited              a key that calls faster than it may
@@ -93,6 +94,18 @@ class Forbidden(SequiturError):
     """A key that lacks the scope of this call."""
 
     code = "forbidden"
+
+
+class ListGone(SequiturError):
+    """No list is kept under this id."""
+
+    code = "list_gone"
+
+    def __init__(self, recommendation_id: str, kept_s: float) -> None:
+        super().__init__(
+            f"no list {recommendation_id[:80]!r} is kept (any more): further pages are there for {kept_s / 60:g} "
+            "minutes after the first; ask for recommendations again"
+        )
 
 
 class NotFound(SequiturError):
@@ -207,6 +220,7 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     Unauthenticated: (401, "An API key is needed"),
     Forbidden: (403, "This API key may not do that"),
     UnknownItem: (404, "No such item"),
+    ListGone: (404, "The list is not kept any more"),
     NotFound: (404, "Nothing is here"),
     MethodNotAllowed: (405, "Not with this method"),
     RateLimited: (429, "This API key calls too often"),

@@ -133,7 +133,20 @@ SHED_REASONS = ("in_flight", "queue_full", "queue_slow", "late", "abandoned", "s
 DISPATCH_REASONS = ("idle", "full", "waited")
 UNKNOWN = "unknown"  # a variant that is not configured, or no recommendation id of ours
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
-STORE_OPERATIONS = ("open", "append", "history", "erase", "ping", "change_item", "item_changes", "count_distinct")
+STORE_OPERATIONS = (
+    "open",
+    "append",
+    "history",
+    "erase",
+    "ping",
+    "change_item",
+    "item_changes",
+    "count_distinct",
+    "keep_list",
+    "advance_list",
+    "merge",
+)
+FROZEN_LISTS_OUTCOMES = ("kept", "lost", "read", "gone")
 JOURNAL_KINDS = ("event", "served", "erased", "merged")
 JOURNAL_DROPS = ("full", "invalid", "trimmed", "closed")
 
@@ -236,6 +249,12 @@ GENERATED_LISTS = Counter(
     ["exact"],
     registry=REGISTRY,
 )
+FROZEN_LISTS = Counter(
+    "sequitur_frozen_lists",
+    "Further pages: lists kept for them, not kept for want of the store, pages given, and asked for too late.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 RANKED_LISTS = Counter(
     "sequitur_ranked_lists",
     "Lists that came to the ranker: ranked in full, in part for want of time, not at all for want of time, or failed.",
@@ -275,6 +294,7 @@ for _metric, _values in (
     (ATTRIBUTED_CLICKS, ("default", UNKNOWN)),
     (RANKED_LISTS, RANKINGS),
     (GENERATED_LISTS, ("true", "false")),
+    (FROZEN_LISTS, FROZEN_LISTS_OUTCOMES),
     (QUEUE_DEPTH, POOLS),
     (JOURNAL_RECORDS, JOURNAL_KINDS),
     (JOURNAL_DROPPED, JOURNAL_DROPS),

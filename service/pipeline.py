@@ -37,11 +37,13 @@ from service.journal import Journal, ServedList
 from service.keys import Key
 from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
+from service.pages import Pages, encoded
 from service.permits import Permits
 from service.placements import Placements, Wanted
-from service.questions import Questions, filter_of, joined, request_of, rows_of
+from service.questions import STORE_AWAY, Questions, filter_of, joined, request_of, rows_of
 from service.runs import FULL, GENERATED, RETRIEVED, Asked, Listed, Listing, Scoring
 from service.schemas import RankingRequest, RecommendationRequest
+from service.sessions import FrozenList
 from service.settings import GENERATIVE_SHARE, RESERVE_SHARE
 from service.timing import Timings
 from service.variants import Variants
@@ -60,6 +62,7 @@ class Pipeline:
         placements: what is wanted of lists beside good items.
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
         permits: shared with everything else that works on requests.
+        pages: keeps what follows the first page of a list.
         budgets: of query sequences, by API key.
         journal: keeps what was served.
         clock: seconds from some fixed moment; deadlines and timings.
@@ -73,6 +76,7 @@ class Pipeline:
         placements: Placements,
         pools: Mapping[str, MicroBatcher],
         permits: Permits,
+        pages: Pages,
         budgets: Budgets,
         journal: Journal,
         clock: Callable[[], float],
@@ -82,13 +86,14 @@ class Pipeline:
         self._placements = placements
         self._pools = pools
         self._permits = permits
+        self._pages = pages
         self._budgets = budgets
         self._journal = journal
         self._clock = clock
         self._pace = Pace(clock)
 
     async def recommend(
-        self, asked: RecommendationRequest, *, arrived: float, caller: Key | None = None
+        self, asked: RecommendationRequest, *, arrived: float, caller: Key | None = None, has_pages: bool = True
     ) -> RecommendationAnswer:
         """Recommendations for one request.
 
@@ -96,6 +101,7 @@ class Pipeline:
             asked: the validated body.
             arrived: on the pipeline's clock, when the request's first byte did.
             caller: whose budget it counts against; None: nobody's.
+            has_pages: whether to keep what follows the list, where there is consent.
 
         Raises:
             Overloaded: no permit or no room in the queue.
@@ -122,6 +128,8 @@ class Pipeline:
                 exclude = joined(hidden)
                 request = request_of(given if asked.history else stored, asked.context, call)
             self._spend(caller, served, request)
+            keeps = has_pages and asked.consent and STORE_AWAY not in call.reasons
+            ahead = self._pages.ahead(wanted.k) if keeps else 0
 
             def question(time_left: TimeLeft) -> Asked[Query]:
                 query = Query(
@@ -129,6 +137,7 @@ class Pipeline:
                     wanted.k,
                     eligible,
                     exclude,
+                    ahead=ahead,
                     in_time=lambda: time_left() > 0,
                     goals=wanted.goals,
                     rules=wanted.rules,
@@ -139,18 +148,27 @@ class Pipeline:
             answer = listed.answer if listed else served.popular.recommend([question(lambda: 1.0).what], timings)[0]
 
             with timings("respond"):
+                model, recommendation_id = _model(served, call.variant), new_id(call.variant)
                 near = served.reasons.nearest(answer, request.history.rows)
-                items = _items(served, answer, near, explain=asked.explain)
+                items = _items(served, answer, near[: wanted.k], explain=asked.explain)
+            following = None
+            if ahead and len(answer) > wanted.k:
+                with timings("state"):
+                    payload = encoded(
+                        served, answer, near, wanted.k, (model["name"], model["bundle"], model["variant"]), call.reasons
+                    )
+                    kept = FrozenList(recommendation_id, asked.user_id, payload)
+                    following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
             metrics.HISTORY.observe(len(request.history))
             metrics.ELIGIBLE.observe(eligible.count)
             if len(answer) < wanted.k:
                 metrics.SHORT_LISTS.inc()
             _observe(timings)
             body: RecommendationAnswer = {
-                "recommendation_id": new_id(call.variant),
+                "recommendation_id": recommendation_id,
                 "items": items,
-                "next": None,
-                "model": _model(served, call.variant),
+                "next": following,
+                "model": model,
                 "degraded": bool(call.reasons),
                 "degraded_reasons": call.reasons,
                 "timings_ms": timings.milliseconds(),
@@ -315,9 +333,10 @@ def _model(served: Served, variant: str) -> ServedModel:
 
 
 def _items(served: Served, answer: Answer, near: IntArray, *, explain: bool = False) -> list[RecommendedItem]:
-    """Rows become ids again; `near` is of the history that each item is in the list for, see `Reasons.nearest`."""
+    """Rows become ids again: of as many items as `near` has rows of the history for, see `Reasons.nearest`."""
     ids, attributes = served.catalog.ids, Cards(served.catalog).attributes
-    found = zip(answer.rows.tolist(), answer.scores.tolist(), answer.sources, near.tolist(), strict=True)
+    k = len(near)
+    found = zip(answer.rows[:k].tolist(), answer.scores[:k].tolist(), answer.sources, near.tolist(), strict=False)
     items: list[RecommendedItem] = []
     for rank, (row, score, source, cause) in enumerate(found, start=1):
         item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}

@@ -28,6 +28,7 @@ from service.settings import STORE_SHARE
 from service.timing import Timings
 from service.variants import Variant
 
+STORE_AWAY = "store_unavailable"  # why an answer is degraded
 _EVERYTHING = Filter()
 Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
 
@@ -89,7 +90,7 @@ class Questions:
         return EMPTY
 
     def _do_without(self, error: StoreUnavailable, call: Call) -> None:
-        call.degrade("store_unavailable", error)
+        call.degrade(STORE_AWAY, error)
         metrics.STORE_ERRORS.labels(error.operation).inc()
 
 

@@ -19,6 +19,7 @@ from service.answers import (
     HistoryAnswer,
     ItemAnswer,
     Liveness,
+    MergeAnswer,
     ModelAnswer,
     RankingAnswer,
     Readiness,
@@ -31,6 +32,7 @@ from service.errors import (
     DeadlineExceeded,
     Forbidden,
     InvalidRequest,
+    ListGone,
     MalformedJson,
     NotFound,
     NotReady,
@@ -53,6 +55,7 @@ from service.schemas import (
     MAX_WORD,
     EventsRequest,
     ItemRequest,
+    MergeRequest,
     RankingRequest,
     RecommendationRequest,
 )
@@ -66,6 +69,12 @@ K = Annotated[int, Query(ge=1, le=MAX_K, description="How many items.")]
 
 PlacedK = Annotated[
     int | None, Query(ge=1, le=MAX_K, description=f"How many items. Left out: as the placement says, or {DEFAULT_K}.")
+]
+NextK = Annotated[
+    int | None, Query(ge=1, le=MAX_K, description="How many items. Left out: as many as stood on the first page.")
+]
+After = Annotated[
+    int | None, Query(ge=1, le=MAX_K, description="How many places of the list come before. Left out: go on.")
 ]
 PlacementName = Annotated[str | None, Query(min_length=1, max_length=MAX_WORD, description="Where it will be shown.")]
 
@@ -194,13 +203,54 @@ async def recommend(request: Request) -> Response:
 async def recommend_for_user(
     request: Request, user_id: PathId, k: PlacedK = None, placement: PlacementName = None
 ) -> Response:
-    """Items for a user from the stored history. It changes nothing."""
+    """Items for a user from the stored history. It changes nothing, so nothing is kept for a next page either."""
     said = {"user_id": user_id, "placement": placement, "k": k}
     asked = RecommendationRequest.model_validate({name: value for name, value in said.items() if value is not None})
+    state = request.state
     answer = await while_connected(
-        request, _pipeline(request).recommend(asked, arrived=request.state.arrived, caller=request.state.caller)
+        request,
+        _pipeline(request).recommend(asked, arrived=state.arrived, caller=state.caller, has_pages=False),
     )
     return _timed(request, answer)
+
+
+@api.get(
+    "/recommendations/{recommendation_id}/next",
+    summary="The next page of a list",
+    response_model=None,
+    responses={
+        200: {"model": RecommendationAnswer, "description": "What follows in the list as it was found."},
+        **responses(InvalidRequest, ListGone, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def next_page(request: Request, recommendation_id: PathId, k: NextK = None, after: After = None) -> Response:
+    """No item twice and none left out, whatever the user has done since; only what was removed is not shown any more.
+
+    `next` of an answer is this call with `after`, which gives the same page each time. Without `after` every call goes
+    on where the one before ended, and calls at the same time get different pages. Lists are kept for 30 minutes, of
+    requests with consent.
+    """
+    page = _state(request).pages.next(recommendation_id, k=k, after=after)
+    return _timed(request, await while_connected(request, page))
+
+
+@api.post(
+    "/users/merge",
+    summary="Merge two users",
+    response_model=None,
+    openapi_extra=_takes(MergeRequest),
+    responses={
+        200: {"model": MergeAnswer, "description": "They are one user now."},
+        **responses(*_BODY, *_KEYED, Overloaded, StoreUnavailable),
+    },
+)
+async def merge(request: Request) -> Response:
+    """Moves all events of one user to another, for visitors who sign in, and forgets the first.
+
+    Order and event ids are kept; what both have counts once. Sent again it finds nothing to move.
+    """
+    body = await _parsed(request, MergeRequest)
+    return _json(await _users(request).merge(body.source, body.into))
 
 
 @api.post(
@@ -340,7 +390,10 @@ async def history(request: Request, user_id: PathId) -> Response:
     },
 )
 async def erase(request: Request, user_id: PathId) -> Response:
-    """Erases the history of a user and the event ids that were remembered; one who is unknown is forgotten already."""
+    """Erases the history of a user, the event ids that were remembered and the lists kept for further pages.
+
+    One who is unknown is forgotten already.
+    """
     await _users(request).erase(user_id)
     return Response(status_code=204)
 

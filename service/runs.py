@@ -12,7 +12,7 @@ import numpy as np
 
 from retrieval.queries import Answer, Query, Retriever, Stage
 from retrieval.ranking import Ranker
-from retrieval.two_stage import POPULAR, RANK, Given, TwoStage, order, score
+from retrieval.two_stage import POPULAR, RANK, Given, TwoStage, order, score, within_reach
 from service.ladder import TimeLeft
 from service.pace import Pace
 from service.settings import RANKING_SHARE
@@ -124,14 +124,15 @@ def _order(
         _log.error("the ranker failed", exc_info=error)
     if not errors:
         pace.learn(sum(answer.ranked or 0 for answer in ordered), clock() - started)
-    return ordered, [_outcome(*one) for one in zip(found, ordered, strict=True)]
+    reaches = [within_reach(ranker, *one) for one in zip(asked, found, strict=True)]
+    return ordered, [_outcome(*one) for one in zip(found, ordered, reaches, strict=True)]
 
 
-def _outcome(found: Answer, ordered: Answer) -> str | None:
+def _outcome(found: Answer, ordered: Answer, reach: int) -> str | None:
     if ordered.ranker_error is not None:
         return FAILED
     if not len(found) or found.source == POPULAR:
         return None
     if not ordered.ranked:
         return LATE
-    return FULL if ordered.ranked == len(found) else SHORT
+    return FULL if ordered.ranked == reach else SHORT

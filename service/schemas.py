@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from retrieval.filters import OPS
@@ -99,6 +99,21 @@ class EventsRequest(_Body):
     )
 
     events: list[Event] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class MergeRequest(_Body):
+    """Two users who are one: whoever came without a name and has signed in since."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"from": "visitor-7f3a", "into": "anna"}})
+
+    source: Id = Field(alias="from", description="Whose events move; nothing is remembered under this id afterwards.")
+    into: Id
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "MergeRequest":
+        if self.source == self.into:
+            raise PydanticCustomError("same", "`from` and `into` are the same user; there is nothing to merge")
+        return self
 
 
 class Categories(_Body):

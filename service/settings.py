@@ -86,6 +86,9 @@ class Settings(BaseModel):
     batch_wait_ms: float = Field(
         0.0, ge=0, description="Longest wait for a batch to fill in milliseconds; 0: go when the model is free."
     )
+    frozen_items: int = Field(
+        100, ge=0, le=500, description="Length of lists that further pages are cut from, the first included; 0: none."
+    )
     history_cap: int = Field(1_000, ge=1, le=10_000, description="Newest events kept per user.")
     history_ttl_s: float = Field(
         90 * 86_400.0, gt=0, description="Seconds after its newest event when a history is forgotten."

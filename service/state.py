@@ -23,6 +23,7 @@ from service.budgets import Budgets
 from service.errors import NotReady, StoreUnavailable
 from service.items import Items
 from service.journal import Journal, NoJournal
+from service.pages import Pages
 from service.permits import Permits
 from service.pipeline import Pipeline
 from service.placements import Placements
@@ -50,6 +51,7 @@ class State:
     pipeline: Pipeline
     users: Users
     items: Items
+    pages: Pages
     permits: Permits
     store_timeout_s: float
 
@@ -195,12 +197,21 @@ async def serving(
         store, deadline_s=settings.deadline_s, store_timeout_s=settings.store_timeout_s, clock=clock, now=now
     )
     budgets = Budgets(settings.query_budget, now=now)
+    pages = Pages(
+        store,
+        variants=variants,
+        permits=permits,
+        length=settings.frozen_items,
+        timeout_s=settings.store_timeout_s,
+        clock=clock,
+    )
     pipeline = Pipeline(
         variants,
         questions=questions,
         placements=placements,
         pools=pools,
         permits=permits,
+        pages=pages,
         budgets=budgets,
         journal=journal,
         clock=clock,
@@ -229,7 +240,7 @@ async def serving(
         if store.durable:  # others may write to it
             following.append(asyncio.create_task(items.follow(), name="items"))
         metrics.READY.set(1)
-        yield State(store, pools, variants, pipeline, users, items, permits, settings.store_timeout_s)
+        yield State(store, pools, variants, pipeline, users, items, pages, permits, settings.store_timeout_s)
     finally:
         metrics.READY.set(0)
         for task in following:

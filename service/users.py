@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from retrieval.sequences import PAD_ROW
 from service import metrics
-from service.answers import EventResult, EventsAnswer, HistoryAnswer, HistoryItem
+from service.answers import EventResult, EventsAnswer, HistoryAnswer, HistoryItem, MergeAnswer
 from service.attribution import variant_of
 from service.errors import StoreUnavailable
 from service.journal import Journal, UserEvent
@@ -103,6 +103,18 @@ class Users:
             await self._store.erase(user_id)
             if not await self._journal.erased(user_id):
                 raise StoreUnavailable("erase", "the durable log could not be told; erase again, twice does no harm")
+
+    async def merge(self, source: str, target: str) -> MergeAnswer:
+        """Moves what is known of one user to another; what is there already stays once, and the first is erased.
+
+        Raises:
+            Overloaded: no permit.
+            StoreUnavailable: the store is away; merge again, twice does no harm.
+        """
+        with self._permits.hold(), counting():
+            moved = await self._store.merge(source, target)
+            self._journal.merged(source, target)
+            return {"user_id": target, "moved": moved}
 
 
 @contextmanager

@@ -393,10 +393,45 @@ def test_placements_with_goals_and_diversity_of_their_own(ask, ranked, tmp_path)
     assert len({*ids(far)}) == 5
 
 
-def test_what_this_version_does_not_do_it_says(ask):
-    other, following = ask(
-        ("POST", RECOMMEND, {"model": "another"}),
-        ("GET", "/v1/recommendations/abc/next"),
+def test_next_page_of_a_frozen_list_no_repeats_no_gaps_whatever_happens_meanwhile(served):
+    async def told() -> tuple[list[str], list[str], httpx.Response]:
+        app = create_app(Settings(store="memory://", deadline_ms=5_000), served=served)
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://s") as http,
+        ):
+            whole = await http.post(RECOMMEND, json={"history": ["i05"], "k": 18})
+            page = await http.post(RECOMMEND, json={"user_id": "anna", "history": ["i05"], "k": 5})
+            listed = ids(page)
+            while page.json()["next"]:
+                await http.post("/v1/events", json={"events": [{"user_id": "anna", "item_id": listed[-1]}]})
+                page = await http.get(page.json()["next"])
+                listed += ids(page)
+            return listed, ids(whole), await http.get("/v1/recommendations/nobody/next?k=5")
+
+    listed, whole, gone = asyncio.run(told())
+    assert listed == whole
+    assert (gone.status_code, gone.json()["code"]) == (404, "list_gone")
+
+
+def test_merge_anonymous_into_signed_in(ask):
+    merge = ("POST", "/v1/users/merge", {"from": "visitor", "into": "anna"})
+    *_, merged, again, one, other = ask(
+        events("i05", user_id="visitor", event_id="e", timestamp=5),
+        events("i07", timestamp=7),
+        events("i05", event_id="e", timestamp=5),
+        merge,
+        merge,
+        ("GET", "/v1/users/visitor/history"),
+        ("GET", "/v1/users/anna/history"),
     )
+    assert merged.json()["user_id"] == "anna"
+    assert again.json() == {"user_id": "anna", "moved": 0}
+    assert one.json()["events"] == []
+    assert [event["item_id"] for event in other.json()["events"]] == ["i05", "i07"]
+
+
+def test_another_model_than_those_that_are_served_is_named(ask):
+    (other,) = ask(("POST", RECOMMEND, {"model": "another"}))
     assert "'another' is not served here" in other.json()["detail"]
-    assert (following.status_code, following.json()["code"]) == (404, "not_found")

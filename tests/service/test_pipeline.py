@@ -37,7 +37,7 @@ async def test_a_history_is_answered_by_the_model(client):
     assert [item["rank"] for item in body["items"]] == [1, 2, 3]
     assert {item["source"] for item in body["items"]} == {"retrieval"}
     assert body["items"][0]["attributes"] == {"title": "Item 4", "categories": ["blue", "all"], "price": 4.0}
-    assert body["next"] is None
+    assert body["next"] == f"{URL}/{body['recommendation_id']}/next?k=3&after=3"
     assert body["model"]["name"] == "toy"
     assert body["model"]["variant"] == "default"
     assert len(body["recommendation_id"]) >= 16

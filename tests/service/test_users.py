@@ -162,3 +162,38 @@ async def test_a_log_that_cannot_be_told_of_an_erasure_says_so(open_client, tmp_
         answer = await client.delete("/v1/users/u")
         assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
         assert "erase again" in answer.json()["detail"]
+
+
+async def test_a_visitor_who_signs_in_is_merged_and_twice_does_no_harm(client):
+    await post(client, event(user_id="visitor", item_id="i03", event_id="e", timestamp=NOW - 9))
+    await post(client, event(user_id="ann", item_id="i05", timestamp=NOW - 5))
+    for moved in (1, 0):
+        answer = await client.post("/v1/users/merge", json={"from": "visitor", "into": "ann"})
+        assert (answer.status_code, answer.json()) == (200, {"user_id": "ann", "moved": moved})
+        seen = (await client.get("/v1/users/ann/history")).json()["events"]
+        assert [one["item_id"] for one in seen] == ["i03", "i05"]
+        assert (await client.get("/v1/users/visitor/history")).json()["events"] == []
+    again = await post(client, event(user_id="ann", item_id="i03", event_id="e", timestamp=NOW - 9))
+    assert again.json()["results"][0]["outcome"] == "duplicate"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"from": "ann", "into": "ann"}, "the same user"),
+        ({"from": "ann"}, "into"),
+        ({"source": "x", "into": "ann"}, "from"),
+        ({"from": "", "into": "ann"}, "from"),
+        ({"from": "x" * 257, "into": "ann"}, "256"),
+    ],
+)
+async def test_users_that_cannot_be_merged_are_named(client, body, says):
+    answer = await client.post("/v1/users/merge", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert says in answer.json()["detail"]
+
+
+async def test_gone_store_merges_nothing_and_says_so(open_client, away_store):
+    async with open_client(app={"store": away_store}) as client:
+        answer = await client.post("/v1/users/merge", json={"from": "visitor", "into": "ann"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
