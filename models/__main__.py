@@ -1,4 +1,4 @@
-"""`python -m models`: train, join, evaluate, compare, widths, cases, transfer, off-policy, list, inspect.
+"""`python -m models`: train, evaluate, compare and what else is done with logs and bundles.
 
 python -m models train    --model sasrec --data ml-1m --events DIR --out artifacts/ml-1m
 python -m models join     --generator artifacts/tiger --dense artifacts/sasrec --out artifacts/both --set beams=20
@@ -8,6 +8,7 @@ python -m models widths   --bundle artifacts/tiger --data s3rec --events DIR --w
 python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --limit 2000 --out cases.jsonl
 python -m models transfer --model recgpt --train s3rec:A microlens:B --tune windows:V --test windows:T --out artifacts/t
 python -m models off-policy --events data/obd-small --campaign men,women
+python -m models compact  log
 python -m models list
 python -m models inspect  artifacts/ml-1m
 """
@@ -21,7 +22,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from models import comparison, ranker_runs, runs, transfer
+from models import compaction, comparison, ranker_runs, runs, transfer
 from models.bandit_comparison import CAMPAIGNS, compare_bandits
 from models.errors import ExportError, InvalidOption
 from models.export import EXACT_BELOW, git_commit
@@ -229,6 +230,11 @@ def _off_policy(options: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
+def _compact(options: argparse.Namespace, progress: Progress) -> int:
+    print(compaction.compact(options.directory, progress, on_bad_row=options.on_bad_row))
+    return 0
+
+
 def _list(_options: argparse.Namespace, _progress: Progress) -> int:
     for name, maker in families().items():
         print(f"{name}\n  paper     {maker.paper}\n  stage     {maker.stage}\n  status    {maker.status}")
@@ -401,6 +407,11 @@ def _parser() -> argparse.ArgumentParser:
     bandits.add_argument("--json", type=Path, help="also write the figures there")
     bandits.add_argument("--results", type=Path, help="append the tables to this file")
     bandits.set_defaults(run=_off_policy)
+
+    compacting = commands.add_parser("compact", help="make Parquet of the service's log, without whom it has to forget")
+    compacting.add_argument("directory", type=Path, help="the one that SEQUITUR_LOG names")
+    compacting.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail")
+    compacting.set_defaults(run=_compact)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)

@@ -102,7 +102,8 @@ def read_log(
     if sources.items and not sources.items.is_file():
         raise MissingData(f"{sources.items}, given for the items, does not exist or is not a file")
     report = LoadReport(layout, files=[*sources.events])
-    stretches = _read_events(sources.events, form.read_events, report, on_bad_row, on_progress, form.is_ordered_only)
+    read = form.read_together(sources.events) if form.read_together else form.read_events
+    stretches = _read_events(sources.events, read, report, on_bad_row, on_progress, form.is_ordered_only)
     frame = _sorted(stretches, report, is_ordered_only=form.is_ordered_only)
     if core:
         frame = _core(frame, core, report)

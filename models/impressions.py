@@ -16,6 +16,7 @@ from models.errors import ImpressionsInvalid
 from models.evaluate import BATCH, Contexts, OnProgress, Seen
 from models.events import EventLog
 from models.histories import Histories
+from models.layouts.log import IMPRESSION
 from models.lists import Lists
 from models.splits import Cases
 from models.tasks import outcomes
@@ -28,7 +29,6 @@ from retrieval.sequences import EMPTY, PAD_ROW, BoolArray, FloatArray, History, 
 from retrieval.tasks import Task
 from retrieval.two_stage import POPULAR
 
-IMPRESSION = "impression"  # the type of an event that says what was shown, and not what was done
 ATTRIBUTION_S = 3_600.0  # how long after an impression feedback without a list of its own still belongs to it
 _UNJUDGED = 0.5  # between no and yes while labels are put together
 

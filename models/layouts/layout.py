@@ -1,6 +1,6 @@
 """A layout: a form in which logs are published, by name, and where its files are found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Layout:
         read_users: a file to batches with `user_id` and others; None where the layout has none.
         item_files, user_files: like `event_files`.
         is_ordered_only: the source knows the order of each user's events and no times.
+        read_together: makes the reader of several event files, where what stands in one changes what another says; None
+            where each speaks for itself.
         takes_all: every event file of a directory counts, and items are not looked for beside a single file, since
             any folder may hold a file of such a name.
     """
@@ -47,6 +49,7 @@ class Layout:
     item_files: tuple[str, ...] = ()
     user_files: tuple[str, ...] = ()
     is_ordered_only: bool = False
+    read_together: Callable[[Sequence[Path]], Reader] | None = None
     takes_all: bool = False
 
     def find(self, path: Path) -> Sources:

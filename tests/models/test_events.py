@@ -208,7 +208,7 @@ def test_missing_file(tmp_path, layout):
 
 
 def test_unknown_layout_lists_the_known_ones(tmp_path):
-    with pytest.raises(UnknownLayout, match="'cvs' is not known; the known ones are csv, microlens, ml-100k"):
+    with pytest.raises(UnknownLayout, match="'cvs' is not known; the known ones are csv, log, microlens, ml-100k"):
         read_log("cvs", tmp_path)
 
 
