@@ -1,7 +1,8 @@
 """One connection to one Redis: bytes out in one piece, replies in, and nothing kept for later.
 
-A client library's pipeline was measured at several times the price of what it carries (see `redis`), most of it per
-command. Here commands are packed by hiredis, written at once, and the replies are taken from the socket's own callback.
+redis-py took 20 µs of processor time for an LRANGE in a pipeline of 64 and 70 to 90 for one alone; the store on top of
+this, with all that surrounds it, takes 8 and 35. Commands are packed by hiredis, written at once, and the replies are
+taken from the socket's own callback.
 
 One trip is under way at a time; `node` sees to that. A trip that does not end with all its replies ends the
 connection: so a late reply has nowhere to go, and the next trip begins on a connection that owes nothing.

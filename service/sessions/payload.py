@@ -7,8 +7,11 @@ Encoding is strict so that decoding cannot fail: a history that cannot be read b
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import repeat
 from math import isfinite
+from typing import Any
 
 import orjson
 
@@ -41,13 +44,30 @@ def encode(event: StoredEvent) -> bytes:
         raise _refused("event", f"it cannot be kept as JSON: {error}") from error
 
 
-def decode(timestamp: float, event_id: str | None, payload: bytes) -> StoredEvent:
-    """The event that `encode` was given."""
-    item_id, event_type, *rest = orjson.loads(payload)
-    if not rest:
-        return StoredEvent(item_id, event_type, None, timestamp, event_id)
-    value, recommendation_id, context = (*rest, None, None)[:3]
-    return StoredEvent(item_id, event_type, value, timestamp, event_id, recommendation_id, context)
+def decode(
+    timestamps: Iterable[float], event_ids: Iterable[str | None], payloads: Iterable[bytes]
+) -> list[StoredEvent]:
+    """The events that `encode` was given.
+
+    All at once, because a history of 200 is read with every request: one call of the parser and no call of Python for
+    an event without value, recommendation or context: half the price of the whole read at that length.
+    """
+    parsed = orjson.loads(b"[" + b",".join(payloads) + b"]")
+    if not parsed:
+        return []
+    if set(map(len, parsed)) == {2}:
+        item_ids, event_types = zip(*parsed, strict=True)
+        fields = zip(item_ids, event_types, _NOTHING, timestamps, event_ids, _NOTHING, _NOTHING, strict=False)
+        return list(map(_event, fields))
+    events = []
+    for (item_id, event_type, *rest), timestamp, event_id in zip(parsed, timestamps, event_ids, strict=True):
+        value, recommendation_id, context = (*rest, None, None, None)[:3]
+        events.append(_event((item_id, event_type, value, timestamp, event_id, recommendation_id, context)))
+    return events
+
+
+_NOTHING = repeat(None)
+_event: Callable[[tuple[Any, ...]], StoredEvent] = partial(tuple.__new__, StoredEvent)  # past its own `__new__`
 
 
 def check_user_id(user_id: str) -> str:

@@ -6,6 +6,10 @@ and so one atomic round trip; calls that wait together share a pipeline. A froze
 whoever only knows that. Changes of items are one hash, ordered by a sorted set of their versions; they are small,
 rare, and never expire, and neither do announcements.
 
+`MEMORY USAGE` of a user with 200 events, numbers as item ids: 8.3 kB, with short event ids 9.4 kB, with UUIDs 15.6 kB,
+and 6 kB more where each event has a value and a recommendation id. A frozen list of 2 kB takes 2.3 kB and 40 bytes at
+its user, a count of distinct members up to 14 kB.
+
 A call never owns the connection, it only waits for its reply (see `coalescing`): a caller that is cancelled or runs
 out of time leaves no reply behind for the next one. Nothing is retried here, because an append whose reply was lost
 may have happened; a caller who retries sends an `event_id`.
@@ -135,7 +139,7 @@ class RedisSessionStore:
         return None if payload is None else (payload, int(at))
 
     async def count_distinct(self, name: str, members: Sequence[bytes], *, ttl_s: float) -> int:
-        command = _run(scripts.COUNT_DISTINCT, (_key(name, "name", "distinct"),), round(ttl_s * 1000), *members)
+        command = _run(scripts.COUNT_DISTINCT, (f"{_tag(name, 'name')}:distinct",), round(ttl_s * 1000), *members)
         (count,) = await self._call("count_distinct", command)
         return int(count)
 
@@ -175,24 +179,20 @@ class RedisSessionStore:
 
 def keys(user_id: str) -> tuple[str, str, str]:
     """The keys of a user: the list of events, the ids of events that have left it, the ids of frozen lists."""
-    return (
-        _key(user_id, "user_id", "events"),
-        _key(user_id, "user_id", "trimmed"),
-        _key(user_id, "user_id", "lists"),
-    )
+    tag = _tag(user_id, "user_id")
+    return f"{tag}:events", f"{tag}:trimmed", f"{tag}:lists"
 
 
 def _list_key(recommendation_id: str) -> str:
-    return _key(recommendation_id, "recommendation_id", "list")
+    return f"{_tag(recommendation_id, 'recommendation_id')}:list"
 
 
-def _key(name: str, field: str, kind: str) -> str:
-    """The key of one kind of thing under a name, which decides the cluster slot.
+def _tag(name: str, field: str) -> str:
+    """How keys begin that belong to a name; what is in braces decides the cluster slot.
 
-    Braces inside a name would move the end of the hash tag, and with it one key of a user away from the others.
+    Braces inside a name would move the end of the tag, and with it one key of a user away from the others.
     """
-    tag = check_text(name, field).replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return f"{{sequitur:{tag}}}:{kind}"
+    return f"{{sequitur:{check_text(name, field).replace('%', '%25').replace('{', '%7B').replace('}', '%7D')}}}"
 
 
 def _run(script: Script, keys: Sequence[str], *words: str | bytes | int) -> Command:
@@ -206,10 +206,11 @@ def _entry(event: StoredEvent) -> bytes:
 
 
 def _events(operation: str, entries: Sequence[bytes]) -> list[StoredEvent]:
-    events = []
-    for entry in entries:
-        if not entry.startswith(LAYOUT + b"\n"):
-            raise StoreUnavailable(operation, f"an event of layout {entry[:8]!r}: {REMEDIES['LAYOUT']}")
-        _, timestamp, event_id, payload = entry.split(b"\n", 3)
-        events.append(decode(float(timestamp), orjson.loads(event_id) if event_id else None, payload))
-    return events
+    # No line holds a line break, so a history is cut into lines in one go.
+    lines = b"\n".join(entries).split(b"\n") if entries else []
+    layouts, timestamps, event_ids, payloads = (lines[i::4] for i in range(4))
+    if len(lines) != 4 * len(entries) or layouts.count(LAYOUT) != len(entries):
+        other = next((entry for entry in entries if not entry.startswith(LAYOUT + b"\n")), entries[0])
+        raise StoreUnavailable(operation, f"an event of layout {other[:8]!r}: {REMEDIES['LAYOUT']}")
+    known = orjson.loads(b"[" + b",".join([each or b"null" for each in event_ids]) + b"]")
+    return decode(map(float, timestamps), known, payloads)

@@ -154,13 +154,16 @@ class SqliteSessionStore:
             " WHERE user_id = ? AND expires_at > ? ORDER BY timestamp DESC, arrival DESC LIMIT ?",
             (user_id, self._clock(), self._cap),
         ).fetchall()
-        return [decode(*fields) for fields in reversed(found)]
+        found.reverse()
+        return decode(*zip(*found, strict=True)) if found else []
 
     def _append(self, db: sqlite3.Connection, user_id: str, new: Sequence[_Row], read_back: bool) -> AppendResult:
         user_key, stored = self._stored(db, user_id, self._clock())
         outcomes, kept = self._add(db, user_id, user_key, stored, new)
-        history = [decode(row.timestamp, row.event_id, row.payload) for row in kept] if read_back else []
-        return AppendResult(outcomes, history)
+        if not (read_back and kept):
+            return AppendResult(outcomes, [])
+        timestamps, _, event_ids, payloads = zip(*kept, strict=True)
+        return AppendResult(outcomes, decode(timestamps, event_ids, payloads))
 
     def _add(
         self, db: sqlite3.Connection, user_id: str, user_key: int | None, stored: Sequence[_Row], new: Sequence[_Row]

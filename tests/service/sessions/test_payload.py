@@ -27,7 +27,21 @@ events = st.builds(
 def test_what_is_encoded_comes_back_on_one_line(event):
     payload = encode(event)
     assert b"\n" not in payload
-    assert decode(event.timestamp, event.event_id, payload) == event
+    assert decode([event.timestamp], [event.event_id], [payload]) == [event]
+
+
+@pytest.mark.parametrize("extra", [{}, {"value": 2.0}, {"context": {"a": None}}])
+def test_a_history_comes_back_in_its_order_whatever_some_of_it_says_beyond_the_item(extra):
+    plain = [StoredEvent(f"i{n}", "view", None, float(n), None if n % 2 else f"e{n}") for n in range(5)]
+    history = [*plain, plain[0]._replace(**extra), *plain]
+    decoded = decode(
+        [event.timestamp for event in history],
+        [event.event_id for event in history],
+        [encode(event) for event in history],
+    )
+    assert decoded == history
+    assert all(type(event) is StoredEvent for event in decoded)
+    assert decode([], [], []) == []
 
 
 def test_what_is_absent_takes_no_room():
