@@ -15,6 +15,7 @@ VERBS = {
     "faults": ("faults.command", "scripted failures under load: what users notice, what is lost, how soon all is well"),
     "replay": ("replay", "held-out users over HTTP: quality and latency of the answers that are served"),
     "compare": ("comparison", "beside a plain service on the same bundle: the highest rate that each keeps"),
+    "fuzz": ("fuzz", "requests that nobody should send, by the hundred thousand: each is answered rightly"),
     "diff": ("diff", "two results side by side"),
     "check": ("objectives", "whether a result meets objectives"),
 }

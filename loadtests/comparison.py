@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import os
 import secrets
-import subprocess
 import sys
 import tempfile
 import time
@@ -93,15 +92,6 @@ def work(rival: str, steps: Sequence[Step], *, is_stored: bool, k: int, headers:
     return Work(requests, [step.item_id is not None for step in steps], k)
 
 
-def known_settings() -> set[str]:
-    """The variables that this version of the service reads; asked of a process, for this side knows it from outside."""
-    code = (
-        "from service.settings import Settings\nprint(*(f'SEQUITUR_{name.upper()}' for name in Settings.model_fields))"
-    )
-    asked = subprocess.run([sys.executable, "-c", code], cwd=report.ROOT, capture_output=True, text=True, check=True)
-    return set(asked.stdout.split())
-
-
 @contextmanager
 def serving(bundle: Path, *, redis: str, folder: Path, key: str, cores: Sequence[int]) -> Iterator[Server]:
     """Our service with everything of production switched on that this version has."""
@@ -116,7 +106,7 @@ def serving(bundle: Path, *, redis: str, folder: Path, key: str, cores: Sequence
         "SEQUITUR_RATE_LIMIT": str(PLENTY),
         "SEQUITUR_QUERY_BUDGET": str(PLENTY),
     }
-    own = {name: value for name, value in own.items() if name in known_settings()}
+    own = {name: value for name, value in own.items() if name in rivals.known_settings()}
     command = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]
     with rivals.launched(command, {**rivals.clean(), **own}, cores=cores) as server:
         yield server

@@ -37,7 +37,11 @@ class Server(NamedTuple):
 
 @contextmanager
 def launched(
-    command: Sequence[str], environment: Mapping[str, str], *, cores: Collection[int] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    cores: Collection[int] | None = None,
+    says: Path | None = None,
 ) -> Iterator[Server]:
     """A server for as long as the block lasts; its output goes to a file, as it would in earnest.
 
@@ -45,11 +49,12 @@ def launched(
         command: says `ready on URL` when it is.
         environment: all of it.
         cores: where it may run; where this thread may, when left out.
+        says: the file for its output; one without a name, when left out.
 
     Raises:
         LoadError: it ended, or was not ready in time.
     """
-    with tempfile.TemporaryFile("w+") as log:
+    with says.open("w+") if says else tempfile.TemporaryFile("w+") as log:
         mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores or mine)  # what is started inherits it, every thread of it
         try:
@@ -79,6 +84,15 @@ def serving(bundle: Path, *, threads: int, deadline_ms: float = PATIENCE_MS) -> 
     }
     command = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]
     return started(command, {**clean(), **own})
+
+
+def known_settings() -> set[str]:
+    """The variables that this version of the service reads; asked of a process, for this side knows it from outside."""
+    code = (
+        "from service.settings import Settings\nprint(*(f'SEQUITUR_{name.upper()}' for name in Settings.model_fields))"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], cwd=report.ROOT, capture_output=True, text=True, check=True)
+    return set(asked.stdout.split())
 
 
 def clean() -> dict[str, str]:

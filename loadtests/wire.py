@@ -209,6 +209,20 @@ class Exchange:
         self.is_over = False
         self._done = done
 
+    async def add(self, data: bytes) -> None:
+        """Sends more of the request, once its beginning has left."""
+        while self.connection is None and not self.is_over:
+            await asyncio.sleep(0)
+        if self.connection is not None and not self.is_over:
+            self.connection.add(data)
+
+    async def end(self) -> None:
+        """Says that this side will send nothing more."""
+        while self.connection is None and not self.is_over:
+            await asyncio.sleep(0)
+        if self.connection is not None and not self.is_over:
+            self.connection.end()
+
     def finish(self, reply: Reply) -> None:
         if self._end():
             self._done(reply)
@@ -257,6 +271,14 @@ class _Connection(asyncio.Protocol):
         self._exchange = exchange
         exchange.connection = self
         self._transport.write(exchange.request)
+
+    def add(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -105,6 +105,7 @@ def _url(listening: socket.socket) -> str:
 
 _OPTIONS: dict[str, Any] = {
     "http": Connection,
+    "ws": "none",  # where its library is installed, an upgrade would be answered past the application
     "log_config": None,
     "access_log": False,
     "server_header": False,

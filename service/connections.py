@@ -13,7 +13,7 @@ import itertools
 import secrets
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
 from service.errors import PROBLEM, HeadTooLarge, MalformedHttp, problem
@@ -34,6 +34,7 @@ class Connection(HttpToolsProtocol):
     _refusal: HeadTooLarge | None = None
     _waiting_since: float | None = None  # on the loop's clock; None: a whole request is here, or none was begun
     _look: asyncio.TimerHandle | None = None
+    _at_work: RequestResponseCycle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -44,6 +45,15 @@ class Connection(HttpToolsProtocol):
         if self._look is not None:
             self._look.cancel()
         super().connection_lost(exc)
+        # The server tells the request that came last. Where several came at once, another one is at work.
+        if self._at_work is not None and not self._at_work.response_complete:
+            self._at_work.disconnected = True
+            self._at_work.message_event.set()
+        self.pipeline.clear()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         self._received_bytes += len(data)
@@ -78,7 +88,9 @@ class Connection(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse(self, error: HeadTooLarge | MalformedHttp) -> None:
-        """Answers in place of the application, and hangs up; there is no request yet to speak of."""
+        """Answers in place of the application, and hangs up; what was asked before is answered first."""
+        if self._is_busy():
+            return
         answer = problem(error, request_id=f"{_PROCESS}{next(_number):016x}")
         status = answer.status_code
         metrics.ERRORS.labels(error.code).inc()
@@ -87,6 +99,21 @@ class Connection(HttpToolsProtocol):
         head = f"content-type: {PROBLEM}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
+
+    def _is_busy(self) -> bool:
+        """Whether a request is at work whose answer has to come first; it is the last one then."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        if not cycle.more_body:  # it is whole, and garbage came behind it: its answer is the last
+            cycle.keep_alive = False
+            return True
+        cycle.disconnected = True  # the garbage is in its body
+        cycle.message_event.set()
+        if cycle.response_started or self.pipeline:
+            self.transport.close()
+            return True
+        return False
 
     def _look_again(self) -> None:
         if self.transport.is_closing():

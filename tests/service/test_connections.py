@@ -178,3 +178,76 @@ async def test_trailers_without_end_are_not_kept():
             await flood(writer)
         assert sent < 2 * MAX_REQUEST_BYTES
         writer.close()
+
+
+class Slow:
+    """Answers when it is let, and keeps what sending gave."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.ended: list[str] = []
+
+    async def __call__(self, _scope, receive, send) -> None:
+        self.begun.set()
+        message = await receive()
+        await self.go.wait()
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"ok"})
+        except Exception as error:
+            self.ended.append(repr(error))
+        else:
+            self.ended.append(message["type"])
+
+
+class TestAConnectionThatIsOver:
+    """On the loop of production, whose transports raise when they are written to after they were closed."""
+
+    @pytest.fixture
+    def anyio_backend(self):
+        return "asyncio", {"use_uvloop": True}
+
+    async def test_garbage_behind_a_request_does_not_take_its_answer_away(self):
+        app = Slow()
+        async with serving(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET + b"\r\n")
+            await app.begun.wait()
+            writer.write(b"garbage\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)  # for the server to read it: there is nothing to wait on
+            app.go.set()
+            answer = await reader.read()  # to the end: the connection is closed behind the answer
+            writer.close()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert app.ended == ["http.request"]
+
+    async def test_garbage_within_a_body_ends_the_request_that_it_is_the_body_of(self):
+        app = Slow()
+        async with serving(app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            await app.begun.wait()
+            writer.write(b"zz\r\n")
+            answer = await reader.read()
+            app.go.set()
+            writer.close()
+            while not app.ended:
+                await asyncio.sleep(0)
+        assert problem(answer)["status"] == 400
+        assert app.ended == ["http.disconnect"]  # and nothing was raised by what it sent to nobody
+
+    async def test_who_asks_twice_at_once_and_goes_is_noticed(self):
+        app = Slow()
+        async with serving(app) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write((GET + b"\r\n") * 3)
+            await app.begun.wait()
+            writer.transport.abort()
+            await asyncio.sleep(0.01)  # for the server to learn of it
+            app.go.set()
+            while not app.ended:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+        assert app.ended == ["http.request"]  # nothing was raised, and the other two were never begun

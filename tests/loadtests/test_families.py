@@ -1,0 +1,46 @@
+"""Cases are made from a seed and a number, and every family makes requests that can be sent."""
+
+import json
+import random
+
+import pytest
+
+from loadtests import families
+from loadtests.families import FAMILIES, Ground
+
+GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_makes_the_same_case_from_the_same_numbers(name):
+    made = FAMILIES[name][0]
+    for number in range(25):
+        case = made(random.Random(number), GROUND)
+        assert case == made(random.Random(number), GROUND)
+        assert case.family == name
+        assert case.parts
+        assert all(case.parts)
+
+
+def test_all_families_come_and_each_case_can_be_made_alone():
+    cases = families.cases(GROUND, seed=3, count=2_000)
+    again = families.cases(GROUND, seed=3, count=2_000)
+    assert {make().family for make in cases} == set(FAMILIES)
+    assert again[1_234]() == cases[1_234]()
+    assert families.cases(GROUND, seed=4, count=2_000)[1_234]() != cases[1_234]()
+
+
+def test_what_is_valid_is_json_with_the_key():
+    for number in range(50):
+        (raw,) = FAMILIES["valid"][0](random.Random(number), GROUND).parts
+        head, _, body = raw.partition(b"\r\n\r\n")
+        assert b"authorization: Bearer key" in head
+        json.loads(body)
+
+
+def test_one_value_of_a_body_is_replaced_wherever_it_is():
+    body = {"a": [1, {"b": 2}], "c": 3}
+    assert set(families.places(body)) == {(), ("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)}
+    assert families.replaced(body, ("a", 1, "b"), None) == {"a": [1, {"b": None}], "c": 3}
+    assert families.replaced(body, (), 0) == 0
+    assert body == {"a": [1, {"b": 2}], "c": 3}
