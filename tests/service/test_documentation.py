@@ -28,6 +28,8 @@ async def test_every_call_of_this_version_is_described(client):
         ("PUT", "/v1/items/{item_id}"),
         ("DELETE", "/v1/items/{item_id}"),
         ("POST", "/v1/events"),
+        ("GET", "/v1/recommendations/{recommendation_id}/next"),
+        ("POST", "/v1/users/merge"),
         ("GET", "/v1/model"),
         ("GET", "/livez"),
         ("GET", "/readyz"),
