@@ -21,6 +21,8 @@ from service import metrics
 from service.answers import RecommendationAnswer, RecommendedItem
 from service.cards import Cards
 from service.errors import InvalidRequest, ListGone, StoreUnavailable
+from service.journal import Journal, ServedList
+from service.ladder import Call
 from service.permits import Permits
 from service.sessions import FrozenList, SessionStore
 from service.timing import Timings
@@ -44,6 +46,9 @@ class Ahead:
         sources: runs of equal sources: each with its length.
         causes: item ids that `near` counts, from 1.
         near: by item, the cause that it is near to; 0 for none.
+        user_id: whose list it is, if anybody's.
+        is_ranked: whether scores are a ranker's.
+        since: when it was found, in seconds since 1970.
     """
 
     model: list[str]
@@ -54,6 +59,9 @@ class Ahead:
     sources: list[list[Any]]
     causes: list[str]
     near: list[int]
+    user_id: str | None
+    is_ranked: bool
+    since: float
 
     def items(self, places: Sequence[int], served: Served, rows: IntArray) -> list[RecommendedItem]:
         """The items at some places of the whole list; `rows` are those of `ids`."""
@@ -78,9 +86,9 @@ class Ahead:
         return items
 
 
-def encoded(served: Served, answer: Answer, near: IntArray, k: int, model: Sequence[str], reasons: list[str]) -> bytes:
+def encoded(call: Call, answer: Answer, near: IntArray, k: int, model: Sequence[str], *, user_id: str | None) -> bytes:
     """What lies behind the first `k` items of an answer, as the store keeps it; `decoded` reads it."""
-    ids = served.catalog.ids
+    ids = call.served.catalog.ids
     causes: dict[int, int] = {PAD_ROW: 0}
     counted = [causes.setdefault(row, len(causes)) for row in near[k:].tolist()]
     sources = [(source, len([*run])) for source, run in groupby(answer.sources[k:])]  # hardly ever more than two
@@ -89,12 +97,15 @@ def encoded(served: Served, answer: Answer, near: IntArray, k: int, model: Seque
             LAYOUT,
             model,
             k,
-            reasons,
+            call.reasons,
             [ids[row] for row in answer.rows[k:].tolist()],
             np.ascontiguousarray(answer.scores[k:], dtype=np.float32),
             sources,
             [ids[row] for row in causes if row != PAD_ROW],
             counted,
+            user_id,
+            bool(answer.ranked),
+            call.now,
         ],
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
@@ -113,6 +124,7 @@ class Pages:
         store: where it is kept.
         variants: what is being served, which says what may still be shown.
         permits: shared with the pipeline.
+        journal: keeps what was served.
         length: how long lists are found, first page included; 0 keeps none.
         timeout_s: longest wait of a recommendation for its list to be kept.
         clock: seconds from some fixed moment; timings.
@@ -124,6 +136,7 @@ class Pages:
         *,
         variants: Variants,
         permits: Permits,
+        journal: Journal,
         length: int,
         timeout_s: float,
         clock: Callable[[], float],
@@ -131,6 +144,7 @@ class Pages:
         self._store = store
         self._variants = variants
         self._permits = permits
+        self._journal = journal
         self._length = length
         self._timeout_s = timeout_s
         self._clock = clock
@@ -200,7 +214,7 @@ class Pages:
                 metrics.STAGE[stage].observe(seconds)
             name, bundle, variant = ahead.model
             is_over = not len(_between(may_be_shown, reached, end))
-            return {
+            body: RecommendationAnswer = {
                 "recommendation_id": recommendation_id,
                 "items": items,
                 "next": None if is_over else _path(recommendation_id, wanted, reached),
@@ -209,6 +223,8 @@ class Pages:
                 "degraded_reasons": ahead.reasons,
                 "timings_ms": timings.milliseconds(),
             }
+            self._journal.served(ServedList(body, ahead.user_id, None, wanted, ahead.is_ranked, since=ahead.since))
+            return body
 
     def _served(self, variant: str) -> Served:
         """What is in the place of the variant that found a list."""

@@ -154,9 +154,8 @@ class Pipeline:
             following = None
             if ahead and len(answer) > wanted.k:
                 with timings("state"):
-                    payload = encoded(
-                        served, answer, near, wanted.k, (model["name"], model["bundle"], model["variant"]), call.reasons
-                    )
+                    names = model["name"], model["bundle"], model["variant"]
+                    payload = encoded(call, answer, near, wanted.k, names, user_id=asked.user_id)
                     kept = FrozenList(recommendation_id, asked.user_id, payload)
                     following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
             metrics.HISTORY.observe(len(request.history))
@@ -181,10 +180,7 @@ class Pipeline:
             if answer.unmet:
                 body["unmet"] = list(answer.unmet)
             if asked.consent:
-                is_ranked = bool(answer.ranked)
-                self._journal.served(
-                    ServedList.of(body, asked.user_id, asked.placement, k=wanted.k, is_ranked=is_ranked)
-                )
+                self._journal.served(ServedList(body, asked.user_id, asked.placement, wanted.k, bool(answer.ranked)))
             return body
 
     async def rank(self, asked: RankingRequest, *, arrived: float, caller: Key | None = None) -> RankingAnswer:

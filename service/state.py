@@ -201,6 +201,7 @@ async def serving(
         store,
         variants=variants,
         permits=permits,
+        journal=journal,
         length=settings.frozen_items,
         timeout_s=settings.store_timeout_s,
         clock=clock,

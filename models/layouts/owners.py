@@ -70,7 +70,8 @@ class Owners:
         gone = np.zeros(len(touched), dtype=np.bool_)
         if not touched.any():
             return users, pl.Series(gone)
-        out, times = users.to_list(), frame["time"].to_list()
+        # A page of a list is whose the list was when it was found, whoever that is by now.
+        out, times = users.to_list(), frame["since"].fill_null(frame["time"]).to_list()
         for place in np.flatnonzero(touched).tolist():
             out[place] = self.owner(out[place], times[place])
             gone[place] = out[place] is None

@@ -29,6 +29,7 @@ _TEXTS, _NUMBERS = pl.List(pl.String), pl.List(pl.Float64)
 _COLUMNS: Mapping[str, Any] = {
     "kind": pl.String,
     "time": pl.Float64,
+    "since": pl.Float64,
     "user_id": pl.String,
     "into": pl.String,
     "item_id": pl.String,

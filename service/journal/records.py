@@ -2,7 +2,7 @@
 
     event   time, user_id, item_id, event_type, timestamp, value, event_id, recommendation_id, context
     served  time, user_id, recommendation_id, k, first, items, scores, sources, propensities, ranked, model, bundle,
-            variant, placement, degraded, timings_ms
+            variant, placement, degraded, timings_ms, since
     erased  time, user_id
     merged  time, user_id, into
 
@@ -28,64 +28,24 @@ UserEvent = tuple[str, StoredEvent]  # a user id and an event of that user
 
 
 class ServedList(NamedTuple):
-    """A list as it went out.
+    """A list as it went out. It is taken apart only when it is written, so the answer must not change any more.
 
     Attributes:
         user_id: None where the request named none.
-        items, scores, sources: of each item, in the order shown.
-        first: the place of the first of them, 1 but on the pages that follow.
+        placement: as the request said it.
+        k: items wanted.
         is_ranked: whether the scores are a ranker's, and so in another scale than a retriever's.
-        model, bundle, variant: what answered.
-        placement: by name.
-        degraded: why something simpler answered.
+        since: of a further page, when the list was found: whose it is goes by that.
         propensities: of each item the probability that it was shown there, where there was exploration.
     """
 
-    recommendation_id: str
+    answer: RecommendationAnswer
     user_id: str | None
-    items: Sequence[str]
-    scores: Sequence[float]
-    sources: Sequence[str]
+    placement: str | PlacementRequest | None
     k: int
-    first: int
     is_ranked: bool
-    model: str
-    bundle: str
-    variant: str
-    placement: str | None
-    degraded: Sequence[str]
-    timings_ms: Mapping[str, float]
+    since: float | None = None
     propensities: Sequence[float] | None = None
-
-    @classmethod
-    def of(
-        cls,
-        answer: RecommendationAnswer,
-        user_id: str | None,
-        placement: str | PlacementRequest | None,
-        *,
-        k: int,
-        is_ranked: bool,
-        first: int = 1,
-    ) -> "ServedList":
-        """The list of an answer; its attributes and explanations are left behind."""
-        items, model = answer["items"], answer["model"]
-        return cls(
-            answer["recommendation_id"],
-            user_id,
-            [item["item_id"] for item in items],
-            [item["score"] for item in items],
-            [item["source"] for item in items],
-            k,
-            first,
-            is_ranked,
-            model["name"],
-            model["bundle"],
-            model["variant"],
-            placement.name if isinstance(placement, PlacementRequest) else placement,
-            answer["degraded_reasons"],
-            answer["timings_ms"],
-        )
 
 
 def event_line(time: float, user_id: str, event: StoredEvent) -> bytes:
@@ -109,27 +69,29 @@ def event_line(time: float, user_id: str, event: StoredEvent) -> bytes:
 
 def served_line(time: float, served: ServedList) -> bytes:
     """A list."""
+    answer, placement = served.answer, served.placement
+    items, model = answer["items"], answer["model"]
     record: dict[str, Any] = {
         "kind": "served",
         "time": time,
         "user_id": served.user_id,
-        "recommendation_id": served.recommendation_id,
+        "recommendation_id": answer["recommendation_id"],
         "k": served.k,
-        "first": served.first,
-        "items": served.items,
-        "scores": served.scores,
-        "sources": served.sources,
+        "first": items[0]["rank"] if items else 1,
+        "items": [item["item_id"] for item in items],
+        "scores": [item["score"] for item in items],
+        "sources": [item["source"] for item in items],
         "ranked": served.is_ranked,
-        "model": served.model,
-        "bundle": served.bundle,
-        "variant": served.variant,
-        "degraded": served.degraded,
-        "timings_ms": served.timings_ms,
+        "model": model["name"],
+        "bundle": model["bundle"],
+        "variant": model["variant"],
+        "degraded": answer["degraded_reasons"],
+        "timings_ms": answer["timings_ms"],
     }
-    if served.placement is not None:
-        record["placement"] = served.placement
-    if served.propensities is not None:
-        record["propensities"] = served.propensities
+    name = placement.name if isinstance(placement, PlacementRequest) else placement
+    for key, said in (("placement", name), ("since", served.since), ("propensities", served.propensities)):
+        if said is not None:
+            record[key] = said
     return _line(record)
 
 
@@ -150,7 +112,7 @@ def event_bytes(event: StoredEvent) -> int:
 
 def served_bytes(served: ServedList) -> int:
     """What a list takes, about."""
-    return SERVED_BYTES + ENTRY_BYTES * len(served.items)
+    return SERVED_BYTES + ENTRY_BYTES * len(served.answer["items"])
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from service import metrics
 from service.journal.records import (
@@ -32,7 +32,7 @@ from service.journal.records import (
 _log = logging.getLogger(__name__)
 
 MAX_RECORDS = 50_000
-MAX_BYTES = 64 << 20  # as lines, about; the objects that wait take a few times as much
+MAX_BYTES = 32 << 20  # as lines, about; the objects that wait take some three times as much
 TOGETHER = 32  # records encoded and written at once: well under a millisecond of the interpreter
 LINGER_S = 0.1
 RETRY_S = 1.0
@@ -80,8 +80,7 @@ class Limits:
     erased_s: float = ERASED_S
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     """Records that were offered together: what `ENCODERS[kind]` takes, beside the time."""
 
     kind: str
@@ -134,7 +133,7 @@ class Writer:
     def events(self, events: Sequence[UserEvent]) -> None:
         for start in range(0, len(events), TOGETHER):
             part = events[start : start + TOGETHER]
-            self._offer(_Waiting("event", self._time(), part, sum(event_bytes(event) for _, event in part)))
+            self._offer(_Waiting("event", self._time(), part, sum([event_bytes(event) for _, event in part])))
 
     def served(self, served: ServedList) -> None:
         self._offer(_Waiting("served", self._time(), ((served,),), served_bytes(served)))

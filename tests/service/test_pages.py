@@ -1,6 +1,8 @@
 """Further pages: frozen, without repeats and without gaps, whatever happens meanwhile."""
 
 import asyncio
+import json
+import time
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import pytest
 from retrieval.queries import Answer
 from service import metrics
 from service.errors import StoreUnavailable
+from service.ladder import Call
 from service.pages import KEPT_S, decoded, encoded
 from service.sessions import open_store
+from service.timing import Timings
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/recommendations"
+NOW = 1_700_000_000.0
 BODY = {"user_id": "anna", "history": ["i05"], "k": 4}
 RULES = {"caps": [{"attribute": "categories", "most": 3, "values": ["red"]}], "pins": [{"item_id": "i15"}]}
 
@@ -233,13 +238,26 @@ async def test_keeping_is_refused_by_what_fails_and_by_nothing_else(open_client)
         assert (await client.get(answer.json()["next"])).json()["code"] == "store_unavailable"
 
 
+async def test_the_log_holds_every_page_with_whose_list_it_is(open_client, tmp_path):
+    async with open_client(log=f"file://{tmp_path}") as client:
+        every = [page.json() for page in await pages(client, await first_page(client))]
+    (file,) = tmp_path.glob("*.jsonl")
+    served = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [found["items"] for found in served] == [[item["item_id"] for item in page["items"]] for page in every]
+    assert [found["first"] for found in served] == [page["items"][0]["rank"] for page in every]
+    assert {found["recommendation_id"] for found in served} == {every[0]["recommendation_id"]}
+    assert {found["user_id"] for found in served} == {"anna"}
+    assert [found.get("since") for found in served] == [None, *[NOW] * (len(every) - 1)]
+
+
 def test_a_kept_list_is_small_and_read_as_it_was_written(served):
     rows = np.arange(1, 19)
     scores = np.linspace(0.9, 0.1, 18).astype(np.float32)
     answer = Answer(rows, scores, ("retrieval",) * 16 + ("popular",) * 2)
     near = np.array([3, 5] * 8 + [0, 0])
-    payload = encoded(served, answer, near, 4, ("toy", "toy", "default"), ["deadline"])
-    assert len(payload) < 25 * 14 + 60
+    call = Call(served, NOW, 1e9, 1e9, Timings(time.monotonic), reasons=["deadline"])
+    payload = encoded(call, answer, near, 4, ("toy", "toy", "default"), user_id="u")
+    assert len(payload) < 25 * 14 + 90
     ahead = decoded(payload)
     assert ahead.ids == [f"i{n:02d}" for n in range(5, 19)]
     items = ahead.items(range(4, 18), served, rows[4:])

@@ -48,10 +48,16 @@ def test_words_of_all_segments_count_for_all_records(tmp_path):
     ]
     owners = Owners.of(files)
     assert sorted(owners.names) == ["anna", "guest"]
-    frame = pl.DataFrame({"user_id": ["anna", "anna", "guest", None], "time": [4.0, 6.0, 1.0, 1.0]})
+    frame = pl.DataFrame(
+        {
+            "user_id": ["anna", "anna", "guest", None, "guest", "guest"],
+            "time": [4.0, 6.0, 1.0, 1.0, 9.0, 9.0],
+            "since": [None, None, None, None, None, 5.0],
+        }
+    )
     users, gone = owners.settled(frame)
-    assert users.to_list() == [None, "anna", "bert", None]
-    assert gone.to_list() == [True, False, False, False]
+    assert users.to_list() == [None, "anna", "bert", None, "guest", "bert"]
+    assert gone.to_list() == [True, False, False, False, False, False]
 
 
 @pytest.mark.parametrize("word", [Word(1.0, "a\nb", None), Word(1.0, "a", "b")])

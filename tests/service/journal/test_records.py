@@ -45,7 +45,7 @@ def test_an_event_says_what_it_was_sent_with_and_nothing_that_is_absent():
 
 
 def test_a_list_says_how_it_came_about_without_what_the_catalogue_knows_anyway():
-    served = ServedList.of(ANSWER, None, PlacementRequest(name="home"), k=5, is_ranked=False)
+    served = ServedList(ANSWER, None, PlacementRequest(name="home"), 5, False)
     assert orjson.loads(served_line(10.0, served)) == {
         "kind": "served",
         "time": 10.0,
@@ -64,19 +64,27 @@ def test_a_list_says_how_it_came_about_without_what_the_catalogue_knows_anyway()
         "degraded": ["deadline"],
         "timings_ms": {"state": 0.2},
     }
-    explored = served._replace(propensities=[0.9, 0.1], placement=None)
-    assert orjson.loads(served_line(10.0, explored))["propensities"] == [0.9, 0.1]
+    explored = served._replace(propensities=[0.9, 0.1], since=3.0)
+    told = orjson.loads(served_line(10.0, explored))
+    assert (told["propensities"], told["since"]) == ([0.9, 0.1], 3.0)
+
+
+def test_a_page_begins_where_its_first_item_stands():
+    page = {**ANSWER, "items": [{**item, "rank": item["rank"] + 20} for item in ANSWER["items"]]}
+    assert orjson.loads(served_line(1.0, ServedList(page, "u", None, 2, False)))["first"] == 21
+    assert orjson.loads(served_line(1.0, ServedList({**ANSWER, "items": []}, "u", None, 2, False)))["first"] == 1
 
 
 def test_a_placement_goes_by_its_name():
-    assert ServedList.of(ANSWER, "anna", "home", k=5, is_ranked=True).placement == "home"
-    assert ServedList.of(ANSWER, "anna", None, k=5, is_ranked=True).placement is None
+    for placement, name in (("home", "home"), (PlacementRequest(diversity=0.5), None), (None, None)):
+        record = orjson.loads(served_line(1.0, ServedList(ANSWER, "anna", placement, 5, True)))
+        assert record.get("placement") == name
 
 
 def test_kind_comes_first_and_every_record_is_one_line():
     lines = [
         event_line(1.0, "a\nb", StoredEvent("x", "view", None, 1.0)),
-        served_line(1.0, ServedList.of(ANSWER, "a\nb", None, k=2, is_ranked=False)),
+        served_line(1.0, ServedList(ANSWER, "a\nb", None, 2, False)),
         erased_line(1.0, "a\nb"),
         merged_line(1.0, "a\nb", "c"),
     ]
@@ -89,5 +97,5 @@ def test_kind_comes_first_and_every_record_is_one_line():
 def test_sizes_grow_with_what_a_record_holds():
     small, large = StoredEvent("a", "view", None, 1.0), StoredEvent("a", "view", None, 1.0, context={"p": 1, "q": 2})
     assert event_bytes(small) < event_bytes(large)
-    served = ServedList.of(ANSWER, "anna", None, k=2, is_ranked=False)
+    served = ServedList(ANSWER, "anna", None, 2, False)
     assert served_bytes(served) > len(served_line(1.0, served)) / 2

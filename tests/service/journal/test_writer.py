@@ -15,7 +15,14 @@ from service.sessions import StoredEvent
 pytestmark = pytest.mark.anyio
 
 NOW = 1_700_000_000.0
-LIST = ServedList("r1", "u", ["i1"], [1.0], ["retrieval"], 1, 1, False, "toy", "toy-1", "default", None, [], {})
+ANSWER = {
+    "recommendation_id": "r1",
+    "items": [{"item_id": "i1", "score": 1.0, "rank": 1, "source": "retrieval"}],
+    "model": {"name": "toy", "bundle": "toy-1", "variant": "default"},
+    "degraded_reasons": [],
+    "timings_ms": {},
+}
+LIST = ServedList(ANSWER, "u", None, 1, False)
 
 
 class Sink:
