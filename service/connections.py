@@ -4,6 +4,10 @@ The server's parser takes headers of any size and waits for them for ever. Here 
 in bytes and in number, a request that is not whole has a time, and what is no HTTP request is answered as every other
 error is. Nothing of it costs a request that arrives in one piece, as nearly all do, more than a few comparisons.
 
+Here overload is answered, too. A refusal that travels through the application costs a third of an answer, and at twice
+the load a service would be busy refusing; at the door it costs a tenth. Only the calls of the express lane are turned
+away here; probes, metrics and everything else go in.
+
 Bodies have their own limits in `middleware`, which knows how to answer; the time here is longer and is for who dribbles
 headers, or the rest of a body that was refused.
 """
@@ -16,7 +20,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
-from service.errors import PROBLEM, HeadTooLarge, MalformedHttp, problem
+from service.errors import HeadTooLarge, MalformedHttp, Overloaded, code_of, problem
+from service.express import CALLS
 
 MAX_HEAD_BYTES = 32_768  # request line and headers; an id of 256 characters is 2,304 bytes as `%F0%9F...`
 MAX_HEADERS = 100
@@ -25,6 +30,41 @@ WHOLE_WITHIN_S = 15.0  # a request, from its first byte, or a new connection, fr
 LOOK_EVERY_S = 1.0
 _PROCESS = secrets.token_hex(8)
 _number = itertools.count()
+_BLANK = "0" * 32  # in place of a request's id
+_HOT = {path.encode(): path for path in CALLS}
+
+
+def _whole(answer: Any, *more: str) -> bytes:
+    """The bytes of an answer that is not the application's."""
+    body = bytes(answer.body)
+    lines = [f"{name.decode()}: {value.decode()}\r\n" for name, value in answer.raw_headers]
+    head = "".join(lines + [f"{line}\r\n" for line in more])
+    return STATUS_LINE[answer.status_code] + head.encode() + b"\r\n" + body
+
+
+_FULL = Overloaded("as many requests are at work as can be done in time; try again", reason="in_flight")
+_TURNED_AWAY = _whole(
+    problem(_FULL, request_id=_BLANK),
+    f"x-request-id: {_BLANK}",
+    "x-content-type-options: nosniff",
+    "cache-control: no-store",
+)
+
+
+class _Done:
+    """Stands where the server keeps the request under way: one that has its answer, and whose rest is passed over."""
+
+    response_complete = True
+    disconnected = False
+    more_body = False
+    keep_alive = True
+
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+        self.message_event = self
+
+    def set(self) -> None:
+        """Nobody waits for more of it."""
 
 
 class Connection(HttpToolsProtocol):
@@ -78,7 +118,32 @@ class Connection(HttpToolsProtocol):
         ):
             self._refusal = HeadTooLarge(MAX_HEAD_BYTES, MAX_HEADERS)
             raise self._refusal
-        super().on_headers_complete()
+        if self.url in _HOT and self._is_full():
+            self._turn_away()
+        else:
+            super().on_headers_complete()
+
+    def _is_full(self) -> bool:
+        """Whether the application has no permit to give; one that knows of none lets everybody in."""
+        is_full = getattr(self.app, "is_full", None)
+        if is_full is None or (self.cycle is not None and not self.cycle.response_complete):
+            return False  # behind another request of this connection, an answer of ours would overtake that one's
+        return bool(is_full(len(self.tasks))) and self.parser.get_method() == b"POST"
+
+    def _turn_away(self) -> None:
+        """Answers in place of the application, before the body is there, and goes on with the next request."""
+        request_id = f"{_PROCESS}{next(_number):016x}"
+        self.cycle = _Done(self.scope)  # type: ignore[assignment]
+        metrics.ERRORS.labels(code_of(_FULL)).inc()
+        metrics.SHED.labels(_FULL.reason).inc()
+        counter, timer = metrics.answered(_HOT[self.url], "POST", 503)
+        counter.inc()
+        timer.observe(0.0)
+        self.transport.write(_TURNED_AWAY.replace(_BLANK.encode(), request_id.encode()))
+        if not self.parser.should_keep_alive():
+            self.transport.close()
+        else:
+            self.on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read, or was not let read on."""
@@ -92,12 +157,9 @@ class Connection(HttpToolsProtocol):
         if self._is_busy():
             return
         answer = problem(error, request_id=f"{_PROCESS}{next(_number):016x}")
-        status = answer.status_code
         metrics.ERRORS.labels(error.code).inc()
-        metrics.REQUESTS.labels("unmatched", "other", status).inc()
-        body = bytes(answer.body)
-        head = f"content-type: {PROBLEM}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        metrics.REQUESTS.labels("unmatched", "other", answer.status_code).inc()
+        self.transport.write(_whole(answer, "connection: close"))
         self.transport.close()
 
     def _is_busy(self) -> bool:

@@ -42,6 +42,14 @@ class Application(FastAPI):
         else:
             await super().__call__(scope, receive, send)
 
+    def is_full(self, coming: int) -> bool:
+        """Whether a call of the lane would be refused; asked by the connection, before it makes anything of a request.
+
+        Args:
+            coming: requests that are here already.
+        """
+        return self.state.shell is not None and bool(self.state.shell.permits.is_full(coming))
+
     async def _endpoint(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         route = scope["route"] = self._express[scope["path"]]

@@ -63,11 +63,18 @@ class Permits:
         Raises:
             Overloaded: all are taken.
         """
-        at_work = max(self.taken, coming)
-        if at_work >= self.limit:
-            self._busiest = max(self._busiest, at_work)
+        if self.is_full(coming):
             metrics.SHED.labels("in_flight").inc()
+            at_work = max(self.taken, coming)
             raise Overloaded(f"{at_work} requests are at work already; try again", reason="in_flight")
+
+    def is_full(self, coming: int = 0) -> bool:
+        """Whether `check` would refuse."""
+        at_work = max(self.taken, coming)
+        if at_work < self.limit:
+            return False
+        self._busiest = max(self._busiest, at_work)
+        return True
 
     @contextmanager
     def hold(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ async def refusing(_scope, _receive, send) -> None:
 @asynccontextmanager
 async def serving(app) -> AsyncIterator[int]:
     """The port of a server with our connections."""
-    config = uvicorn.Config(app, http=Connection, port=0, log_config=None, lifespan="off")
+    config = uvicorn.Config(app, http=Connection, port=0, log_config=None, lifespan="off", proxy_headers=False)
     server = uvicorn.Server(config)
     config.load()
     server.lifespan = config.lifespan_class(config)
@@ -251,3 +251,87 @@ class TestAConnectionThatIsOver:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.01)
         assert app.ended == ["http.request"]  # nothing was raised, and the other two were never begun
+
+
+class Full:
+    """An application that has a permit for so many requests, and answers when it is told to."""
+
+    def __init__(self, permits: int) -> None:
+        self.permits = permits
+        self.go = asyncio.Event()
+        self.bodies: list[bytes] = []
+
+    def is_full(self, coming: int) -> bool:
+        return coming >= self.permits
+
+    async def __call__(self, _scope, receive, send) -> None:
+        self.bodies.append((await receive())["body"])
+        await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def post(path: str = "/v1/events", body: bytes = b"{}", more: bytes = b"") -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: x\r\n%scontent-length: %d\r\n\r\n" % (path.encode(), more, len(body)) + body
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    async with asyncio.timeout(10):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
+    return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
+
+
+async def test_full_is_said_at_the_door_and_the_connection_goes_on():
+    app = Full(0)
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        # The second comes behind the first one's body, and the third in pieces.
+        writer.write(post(body=b"x" * 100_000) + post("/v1/recommendations"))
+        ids = set()
+        for _ in range(2):
+            status, headers, body = await answer(reader)
+            problem = json.loads(body)
+            assert (status, problem["code"], headers["retry-after"]) == (503, "overloaded", "1")
+            assert headers["content-type"] == "application/problem+json"
+            assert problem["request_id"] == headers["x-request-id"]
+            ids.add(problem["request_id"])
+        whole = post("/v1/rankings")
+        for at in range(0, len(whole), 7):
+            writer.write(whole[at : at + 7])
+            await writer.drain()
+        assert (await answer(reader))[0] == 503
+        assert len(ids) == 2
+        app.permits, app.bodies = 1, []
+        app.go.set()
+        writer.write(post(body=b"[1]"))
+        assert (await answer(reader))[0] == 200
+        assert app.bodies == [b"[1]"]
+        writer.close()
+
+
+async def test_full_turns_nobody_away_who_asks_for_something_else_or_hangs_up_where_that_is_wanted():
+    app = Full(0)
+    app.go.set()
+    async with serving(app) as port:
+        for request in (GET + b"\r\n", post("/v1/users/merge"), b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n"):
+            assert b" 200 " in await said(port, request)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(more=b"connection: close\r\n"))
+        assert (await answer(reader))[0] == 503
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_full_behind_a_request_that_is_under_way_waits_for_its_turn():
+    app = Full(1)
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(body=b"[1]") + post(body=b"[2]"))
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        other_writer.write(post())
+        assert (await answer(other_reader))[0] == 503  # there is one at work, and one behind it
+        app.go.set()
+        assert [(await answer(reader))[0] for _ in range(2)] == [200, 200]
+        writer.close()
+        other_writer.close()
