@@ -12,7 +12,7 @@ BODIES = {
     "/v1/events": {"events": [{"user_id": "anna", "item_id": "i02"}]},
     "/v1/rankings": {"history": ["i02"], "candidates": ["i05", "i03", "unknown"]},
 }
-CHANGES = ("recommendation_id", "timings_ms", "request_id")
+CHANGES = ("recommendation_id", "next", "timings_ms", "request_id")
 
 
 def lasting(answer) -> dict:
