@@ -9,6 +9,7 @@ python -m models cases    --bundle artifacts/ml-1m --data ml-1m --events DIR --l
 python -m models transfer --model recgpt --train s3rec:A microlens:B --tune windows:V --test windows:T --out artifacts/t
 python -m models off-policy --events data/obd-small --campaign men,women
 python -m models compact  log
+python -m models extract  --url http://127.0.0.1:8000 --bundle artifacts/ml-1m --data ml-1m --events DIR
 python -m models list
 python -m models inspect  artifacts/ml-1m
 """
@@ -22,10 +23,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from models import compaction, comparison, ranker_runs, runs, transfer
+from models import compaction, comparison, extraction, ranker_runs, runs, transfer
 from models.bandit_comparison import CAMPAIGNS, compare_bandits
 from models.errors import ExportError, InvalidOption
 from models.export import EXACT_BELOW, git_commit
+from models.histories import Histories
 from models.layouts import layouts
 from models.progress import Progress
 from models.registry import families, family
@@ -235,6 +237,43 @@ def _compact(options: argparse.Namespace, progress: Progress) -> int:
     return 0
 
 
+def _extract(options: argparse.Namespace, progress: Progress) -> int:
+    log = runs.read(_source(options), progress)
+    bundle = Bundle.open(options.bundle)
+    if options.replay:
+        histories = Histories.from_log(log, bundle.catalog, bundle.manifest.event_types)
+        honest = extraction.replay(
+            options.url, histories, bundle.catalog, window=bundle.manifest.window, progress=progress
+        )
+        print(honest)
+        print(json.dumps(asdict(honest)))
+        return 0
+    attack = extraction.Attack(length=options.length, at_once=options.at_once, steps=options.steps, seed=options.seed)
+    stolen = extraction.extract(
+        options.url,
+        bundle,
+        runs.cases_for(bundle, log, split=options.split).sample(options.limit, seed=options.seed),
+        attack,
+        arms=options.arms,
+        ks=options.lists,
+        sizes=options.sequences,
+        progress=progress,
+    )
+    print(stolen)
+    if options.results:
+        comparison.append_results(
+            options.results,
+            stolen,
+            title=f"extraction, {bundle.name}",
+            date=datetime.now(UTC).date().isoformat(),
+            command=shlex.join(["python", "-m", "models", *sys.argv[1:]]),
+            commit=git_commit(),
+            data_digest=log.digest,
+        )
+    print(json.dumps(stolen.to_json()))
+    return 0
+
+
 def _list(_options: argparse.Namespace, _progress: Progress) -> int:
     for name, maker in families().items():
         print(f"{name}\n  paper     {maker.paper}\n  stage     {maker.stage}\n  status    {maker.status}")
@@ -412,6 +451,27 @@ def _parser() -> argparse.ArgumentParser:
     compacting.add_argument("directory", type=Path, help="the one that SEQUITUR_LOG names")
     compacting.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail")
     compacting.set_defaults(run=_compact)
+
+    stolen = commands.add_parser(
+        "extract",
+        parents=[data],
+        help="copy what a service of this machine serves from its answers, and judge the copy",
+    )
+    stolen.add_argument(
+        "--url", required=True, help="of the service; EXTRACT_API_KEY holds its key, where it wants one"
+    )
+    stolen.add_argument("--bundle", required=True, type=Path, help="what it serves, to judge by")
+    stolen.add_argument("--arms", type=_names, default=extraction.ARMS, help="autoregressive,random by default")
+    stolen.add_argument("--sequences", type=_numbers, default=(50, 200, 800), help="made-up histories, 50,200,800")
+    stolen.add_argument("--lists", type=_numbers, default=(100, 10), help="lengths of the lists asked for, 100,10")
+    stolen.add_argument("--length", type=_count, default=20, help="items of a history, 20; as many questions each")
+    stolen.add_argument("--steps", type=_count, default=1_000, help="of learning, 1000")
+    stolen.add_argument("--at-once", type=_count, default=16, help="histories under way together, 16")
+    stolen.add_argument("--limit", type=_count, default=1_000, help="cases of real users to judge by, 1000")
+    stolen.add_argument("--seed", type=int, default=1)
+    stolen.add_argument("--replay", action="store_true", help="send the log's busiest day instead, as a shop would")
+    stolen.add_argument("--results", type=Path, help="append the table to this file")
+    stolen.set_defaults(run=_extract)
 
     listing = commands.add_parser("list", help="every system: paper, stage, status, defaults")
     listing.set_defaults(run=_list)

@@ -22,6 +22,7 @@ SequiturError
 │   ├── InvalidReward    a reward, logged or predicted, that is not a finite number
 │   ├── LengthMismatch   arrays that do not describe the same rows
 │   └── NoOverlap        the judged policy would have done nothing of what was logged
+├── VictimError          a service that cannot be copied: not ours, or it does not answer
 └── ExportError          the graph and the model do not agree
 
 An error carries data and a stable `code`; its message names the value, the rule and the remedy.
@@ -176,6 +177,12 @@ class NoOverlap(OffPolicyError):
     """The judged policy would have done nothing of what was logged."""
 
     code = "no_overlap"
+
+
+class VictimError(SequiturError):
+    """A service that cannot be copied: it is on another machine, or does not answer."""
+
+    code = "victim_refused"
 
 
 class ExportError(SequiturError):
