@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=5.0, help="before, during and after the trouble, each")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds before that are sent and not counted")
-    parser.add_argument("--users", type=int, default=200, help="each with a history of their own")
+    parser.add_argument("--users", type=int, default=1_000, help="each with a history of their own")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and users")
     parser.add_argument("--cores", type=int, nargs=2, metavar=("SERVICE", "REST"), help="the service on one core, this "
                         "generator, Redis and the line on another (0 1 where there are two)")  # fmt: skip

@@ -24,12 +24,22 @@ Judged = tuple[Exchange, Verdict]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds on the clock of the run: when measuring begins, the trouble begins, the trouble ends, the run ends."""
+    """Seconds on the clock of the run.
+
+    Attributes:
+        begin: of what is measured.
+        struck: when the trouble begins.
+        lifted: when it ends.
+        end: of what is measured.
+        over: from when on recovery counts, where that is not the end of the trouble: what happens in a moment is over
+            at once, and what follows belongs to it all the same.
+    """
 
     begin: float
     struck: float
     lifted: float
     end: float
+    over: float | None = None
 
     def of(self, due: float) -> str | None:
         """The time in which a request was due; None for the warm-up."""
@@ -61,15 +71,16 @@ def recovery(run: Sequence[Judged], times: Times) -> float | None:
         run: in the order in which requests were due.
         times: of the run.
     """
-    after = [one for one in run if times.lifted <= one[0].due < times.end]
-    starts = [times.lifted, *(e.due for e, v in after if not is_well((e, v)))]
+    over = times.lifted if times.over is None else times.over
+    after = [one for one in run if over <= one[0].due < times.end]
+    starts = [over, *(e.due for e, v in after if not is_well((e, v)))]
     for start in starts:
         # Just after an ill one: whatever comes earlier has it within its first half second.
-        start = start if start == times.lifted else start + 1e-6
+        start = start if start == over else start + 1e-6
         if start + 2 * LOOK_S > times.end:
             break
         if _all_well(after, start) and _all_well(after, start + LOOK_S):
-            return round(start - times.lifted, 3)
+            return round(start - over, 3)
     return None
 
 

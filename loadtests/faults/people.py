@@ -23,7 +23,7 @@ from loadtests.traffic import PowerLaw
 POOL = 16  # items: 1,820 handfuls of four
 RECENT = 4  # of a user's clicks that are asked about; with the pool an answer of 20, the usual size
 CLICKS = 0.4  # share of events among requests
-SKEW = 0.5  # of visits over users
+SKEW = 0.3  # of visits over users
 
 
 @dataclass(frozen=True, slots=True)

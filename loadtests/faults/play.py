@@ -31,7 +31,8 @@ CROWD = 32
 SEARCH_S = 2.0  # of each look for the capacity
 SHARES = (1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of what a crowd gets: rates at which goodput is looked for
 CALM = 0.5  # of the capacity: what is offered before and after an overload
-READS = 3  # times that a history is asked for
+READERS = 4  # histories that are asked for at once, in the end: whoever looks should not be what is shed
+READS = 20  # times that one is asked for, half a second apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,14 @@ class Scene:
         trouble: begins it, waits, ends it; what it returns joins the figures.
         lasts_s: about as long as that takes.
         overload: how many times its capacity is offered during it; None: the usual rate.
+        is_sudden: whether it happens in a moment, and the rest of the time is spent looking at what follows.
     """
 
     service: Service
     trouble: Trouble
     lasts_s: float
     overload: float | None = None
+    is_sudden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,8 @@ async def _played(scene: Scene, ground: Ground) -> dict[str, Any]:
         extra |= await scene.trouble(ground)
         lifted = time.perf_counter() - zero
         course = await carrying
-        times = Times(begin, struck, lifted, start + sum(span for _, span in spans))
+        end = start + sum(span for _, span in spans)
+        times = Times(begin, struck, lifted, end, struck if scene.is_sudden else None)
         ledger.enter(course.exchanges)
         histories = await _read_back(line, people)
     _refuse_trimmed(ledger)
@@ -211,10 +215,10 @@ async def _read_back(line: Wire, people: People) -> dict[str, dict[str, Any] | N
             if reply.status == 200:
                 answer: dict[str, Any] = reply.json()
                 return answer
-            await asyncio.sleep(0.5)  # whoever is away may come back
+            await asyncio.sleep(0.5)  # who is away may come back, and who is busy has said so
         return None
 
-    gate = asyncio.Semaphore(CROWD)
+    gate = asyncio.Semaphore(READERS)
 
     async def gated(user_id: str) -> dict[str, Any] | None:
         async with gate:

@@ -21,7 +21,7 @@ def figures(**changes):
         **dict.fromkeys((*zeros, "lost", "stored_twice", "unread"), 0),
         **dict.fromkeys(("degraded_share", "p99_ms", "question_p99_ms", "goodput_per_s"), three),
         **{"requests": 9, "acknowledged": 7, "recover_s": 0.5, "lag_p99_ms": 0.1, "generator_cpu": 0.2, "felt": 1},
-        **{"stepped_s": 7_200, "workers": 2},
+        **{"stepped_s": 7_200, "workers": 2, "replaced": 1},
         **changes,
     }
 

@@ -83,6 +83,12 @@ def test_one_that_was_well_for_a_second_has_recovered():
     assert recovery(steady(at_4_1={"word": "failed"}, at_6_0={"took": 0.2}), TIMES) == pytest.approx(0.1)
 
 
+def test_after_something_sudden_recovery_counts_from_then_on():
+    run = steady(at_4_4={"word": "failed"})
+    assert recovery(run, TIMES) == pytest.approx(0.4)
+    assert recovery(run, Times(1.0, 4.1, 6.0, 8.0, over=4.1)) == pytest.approx(0.3)
+
+
 def test_one_that_never_is_well_has_not_recovered():
     assert recovery([one(n / 10, word="failed") for n in range(40, 80)], TIMES) is None
     assert recovery([], TIMES) is None
