@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from loadtests import report
 from loadtests.faults import command
 from loadtests.faults.scenarios import SCENARIOS
 from loadtests.faults.servers import Missing
@@ -39,6 +40,7 @@ def plays(monkeypatch):
         return got, FACTS
 
     monkeypatch.setattr(command, "played", played)
+    monkeypatch.setattr(report, "LOOK_S", 0.0)  # how busy the machine is matters to nobody here
     return found
 
 

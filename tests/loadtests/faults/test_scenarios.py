@@ -42,7 +42,7 @@ def test_a_locked_file_for_real(toy_bundle, tmp_path):
     assert bundle["name"] == "toy"
     assert figures["refused_events"] > 0, figures
     assert (figures["foreign"], figures["stale"], figures["lost"], figures["unread"]) == (0, 0, 0, 0), figures
-    assert figures["refused_by"].keys() == {"store_unavailable"}
+    assert figures["refused_by"]["store_unavailable"] > 0, figures
     assert figures["acknowledged"] > 20 * 2
     assert "request" in (tmp_path / "logs" / "sqlite-locked" / "service.log").read_text()
     assert isinstance(figures["passed"], bool)  # whether a busy machine is in time is not to be known
