@@ -16,6 +16,8 @@ VERBS = {
     "replay": ("replay", "held-out users over HTTP: quality and latency of the answers that are served"),
     "compare": ("comparison", "beside a plain service on the same bundle: the highest rate that each keeps"),
     "fuzz": ("fuzz", "requests that nobody should send, by the hundred thousand: each is answered rightly"),
+    "pairs": ("pairs", "an event through one process, the question through another: no answer is stale"),
+    "soak": ("soak", "memory after many swaps and many requests, and latency during swaps"),
     "diff": ("diff", "two results side by side"),
     "check": ("objectives", "whether a result meets objectives"),
 }

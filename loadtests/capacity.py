@@ -118,7 +118,15 @@ class Probe:
         return self.lag_ms <= LATE_MS and self.busy <= BUSY
 
 
-async def offer(wire: Wire, requests: Sequence[bytes], due: Sequence[float], is_good: IsGood, *, rate: float) -> Probe:
+async def offer(
+    wire: Wire,
+    requests: Sequence[bytes],
+    due: Sequence[float],
+    is_good: IsGood,
+    *,
+    rate: float,
+    most_waiting: int | None = None,
+) -> Probe:
     """Sends request n (of `requests`, over and over) when `due[n]` has come, whatever became of the others.
 
     Args:
@@ -127,13 +135,14 @@ async def offer(wire: Wire, requests: Sequence[bytes], due: Sequence[float], is_
         due: seconds from the start, ascending.
         is_good: of the number of a request and its answer, whether it is what was asked for.
         rate: of `due`, per second; those of the first `WARMUP_S` are not counted.
+        most_waiting: with more than these on their way the run is given up; `DROWNED_S` of the rate, when left out.
     """
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[None] = loop.create_future()
     latencies = [math.inf] * len(due)
     lags = [0.0] * len(due)
     failed: list[str] = []
-    most_waiting = max(64, int(rate * DROWNED_S))
+    most = most_waiting if most_waiting is not None else max(64, int(rate * DROWNED_S))
     at = waiting = 0
     is_drowned = False
     clock = time.monotonic
@@ -141,12 +150,12 @@ async def offer(wire: Wire, requests: Sequence[bytes], due: Sequence[float], is_
 
     def send() -> None:
         nonlocal at, waiting, is_drowned
-        while at < len(due) and waiting <= most_waiting and due[at] <= (now := clock() - started):
+        while at < len(due) and waiting <= most and due[at] <= (now := clock() - started):
             lags[at] = now - due[at]
             waiting += 1
             number, at = at, at + 1
             wire.submit(requests[number % len(requests)], partial(answered, number))
-        if waiting > most_waiting:
+        if waiting > most:
             is_drowned, at = True, len(due)
         if at < len(due):
             alarm.set(started + due[at])

@@ -145,8 +145,8 @@ class Contest:
         self.probes = 0
         readers = Readers(facts.item_ids, seed=seed, prefix=f"compare-{secrets.token_hex(4)}", habits=HABITS)
         self._pasts = readers.pasts
-        self._steps = {"stored": list(islice(readers.steps(1_000), PREPARED))}
-        asking = (step for step in readers.steps(1_000) if step.item_id is None)
+        self._steps = {"stored": list(islice(readers.steps(100), PREPARED))}
+        asking = (step for step in readers.steps(100) if step.item_id is None)
         self._steps["body"] = [
             replace(step, history=step.history[-LONGEST_HISTORY:]) for step in islice(asking, PREPARED)
         ]
@@ -322,22 +322,6 @@ def doubts(found: Mapping[str, Mapping[str, Sequence[Probe]]]) -> list[str]:
     return said
 
 
-def two_cores(said: str | None) -> tuple[int, int]:
-    """The core of the rivals, and that of the generator.
-
-    Raises:
-        LoadError: not two cores that this process may use.
-    """
-    allowed = sorted(os.sched_getaffinity(0))
-    try:
-        chosen = [int(core) for core in said.split(",")] if said else allowed[:2]
-    except ValueError:
-        chosen = []
-    if len(chosen) != 2 or not set(chosen) <= set(allowed):
-        raise LoadError(f"rivals and generator need a core each; say --cores A,B out of {allowed}")
-    return chosen[0], chosen[1]
-
-
 async def contested(
     bundle_path: Path, *, cores: tuple[int, int], seconds: float, repeats: int, k: int, seed: int, bounds: Bounds
 ) -> tuple[dict[str, dict[str, list[Probe]]], dict[str, Any], list[str]]:
@@ -393,7 +377,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.record:
         report.refuse_dirty()
     machine = report.Machine.here()
-    cores = two_cores(given.cores)
+    cores = rivals.two_cores(given.cores)
     os.sched_setaffinity(0, {cores[1]})  # whatever is started from here on runs beside the generator, or says where
     bounds = Bounds(given.p90_ms, given.p99_5_ms)
     found, about, notes = wire.run(

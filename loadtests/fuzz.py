@@ -40,6 +40,8 @@ CALLERS = 12
 PATIENCE_S = 20.0
 KEPT = 200  # failures that are written down
 WITNESS_EVERY = 2_000
+PATIENT = 20  # questions of the witness, one after the other, that may be shed
+RETRY_S = 0.25
 WITNESS = "fuzz-witness"
 KEPT_IN = Path(".state/fuzz-failures.jsonl")
 
@@ -158,16 +160,25 @@ class Witness:
         if reply.status != 202:
             raise LoadError(f"the witness could not be introduced: {reply.code} {reply.body[:300]!r}")
 
+    async def _answered(self, line: Wire, case: Case) -> Reply:
+        """The answer, when the service is not too busy with others for one."""
+        for _ in range(PATIENT):
+            reply = await line.send(case.parts[0])
+            if reply.status not in SERVER_ERRORS:
+                break
+            await asyncio.sleep(RETRY_S)
+        return reply
+
     async def testify(self, line: Wire, tally: Tally) -> None:
         """Asks; what is not as it was is wrong."""
-        reply = await line.send(self._see.parts[0])
+        reply = await self._answered(line, self._see)
         try:
             seen = [event["item_id"] for event in strictly(reply.body)["events"]]
         except (ValueError, KeyError, TypeError):
             seen = []
         if seen != self._history:
             tally.fail(self._see, f"a history of others: {reply.code}", reply)
-        reply = await line.send(self._ask.parts[0])
+        reply = await self._answered(line, self._ask)
         try:
             answer = strictly(reply.body)
             shown = [item["item_id"] for item in answer["items"]]

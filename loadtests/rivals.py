@@ -86,6 +86,22 @@ def serving(bundle: Path, *, threads: int, deadline_ms: float = PATIENCE_MS) -> 
     return started(command, {**clean(), **own})
 
 
+def two_cores(said: str | None) -> tuple[int, int]:
+    """The core of the rivals, and that of the generator.
+
+    Raises:
+        LoadError: not two cores that this process may use.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    try:
+        chosen = [int(core) for core in said.split(",")] if said else allowed[:2]
+    except ValueError:
+        chosen = []
+    if len(chosen) != 2 or not set(chosen) <= set(allowed):
+        raise LoadError(f"rivals and generator need a core each; say --cores A,B out of {allowed}")
+    return chosen[0], chosen[1]
+
+
 def known_settings() -> set[str]:
     """The variables that this version of the service reads; asked of a process, for this side knows it from outside."""
     code = (

@@ -88,9 +88,17 @@ class NoIndex:
     def __init__(self, vectors: FloatArray) -> None:
         self.vectors = vectors
 
-    def search(self, queries: FloatArray, k: IntArray, eligible: Eligible, exclude: Sequence[IntArray]) -> list[Found]:
+    def search(
+        self,
+        queries: FloatArray,
+        k: IntArray,
+        eligible: Eligible,
+        exclude: Sequence[IntArray],
+        ahead: IntArray | None = None,
+    ) -> list[Found]:
         """As many rows as a real index would give."""
-        lengths = [min(int(k[b]), eligible.count - len(exclude[b])) for b in range(len(queries))]
+        wanted = k if ahead is None else k + ahead
+        lengths = [min(int(wanted[b]), eligible.count - len(exclude[b])) for b in range(len(queries))]
         return [(eligible.rows[:n], np.zeros(n, dtype=np.float32)) for n in lengths]
 
 

@@ -25,6 +25,7 @@ from retrieval.errors import BundleTorn, InvalidInput, UnknownItem
 from retrieval.sequences import PAD_ROW, BoolArray, IntArray
 
 MAX_ID_CHARS = 256
+MOST_WHOLE = 2.0**53  # beyond it a float64 is no count of anything, and its digits fit into no 64 bits in the end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +46,7 @@ class Numbers:
         value = float(self.values[row])
         if math.isnan(value):
             return None
-        return int(value) if self.is_whole and math.isfinite(value) else value
+        return int(value) if self.is_whole and abs(value) <= MOST_WHOLE else value
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -47,9 +47,13 @@ def parse_time(value: Any) -> Any:
             raise PydanticCustomError("time", "a time is seconds since 1970 or ISO 8601") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("time", "a time is seconds since 1970 or ISO 8601")
+    try:
+        value = float(value)
+    except OverflowError:  # JSON has integers of any length
+        value = math.inf
     if not math.isfinite(value) or value < 0:
         raise PydanticCustomError("time", "a time must be finite and not before 1970")
-    return float(value)
+    return value
 
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID, strict=True)]

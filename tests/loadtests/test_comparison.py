@@ -10,7 +10,6 @@ from loadtests import __main__ as commands
 from loadtests import comparison
 from loadtests.capacity import Probe
 from loadtests.comparison import Work, work
-from loadtests.target import LoadError
 from loadtests.traffic import Step
 from loadtests.wire import Reply
 
@@ -75,13 +74,6 @@ def test_the_same_steps_are_asked_in_each_rivals_words():
     assert json.loads(plain.requests[0].split(b"\r\n\r\n")[1]) == {"history": ["a", "b"], "k": 5}
     assert plain.requests[1].startswith(b"POST /events HTTP/1.1\r\n")
     assert plain.is_event == [False, True]
-
-
-def test_a_core_each_is_needed():
-    allowed = sorted(os.sched_getaffinity(0))
-    for said in ("0", "0,x", f"{allowed[-1]},{allowed[-1] + 1}"):
-        with pytest.raises(LoadError, match="a core each"):
-            comparison.two_cores(said)
 
 
 @pytest.mark.slow

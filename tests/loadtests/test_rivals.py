@@ -50,3 +50,10 @@ def test_a_rival_that_fails_ends_the_comparison(fake_service):
     other.recommend = lambda _body: (500, {"code": "internal"})
     with pytest.raises(LoadError, match="plain answers 500"):
         measured(fake_service(5), other)
+
+
+def test_a_core_each_is_needed():
+    allowed = sorted(os.sched_getaffinity(0))
+    for said in ("0", "0,x", f"{allowed[-1]},{allowed[-1] + 1}"):
+        with pytest.raises(LoadError, match="a core each"):
+            rivals.two_cores(said)

@@ -159,6 +159,11 @@ def test_a_year_is_answered_as_a_whole_number_and_a_price_is_not():
     assert isinstance(made.attributes(1)["price"], float)
 
 
+def test_a_number_beyond_every_integer_stays_one_that_json_writers_take():
+    made = Catalog.build(["a", "b"], attributes={"size": [-2.9e20, 2.0**53]})
+    assert [type(made.attributes(row)["size"]) for row in (1, 2)] == [float, int]
+
+
 # --- a catalog that grows ------------------------------------------------------------------------------------
 
 known = {
