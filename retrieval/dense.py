@@ -13,7 +13,8 @@ from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Stage
 from retrieval.sequences import FloatArray, IntArray
 
-RETRIEVED = "retrieval"  # the source of what it finds
+RETRIEVED = "retrieval"  # the source of what it finds by vectors that were trained
+DESCRIBED = "described"  # and of what it finds by a vector that was made from what is said of an item
 EVERY_ROW = np.iinfo(np.int64).max
 
 
@@ -59,7 +60,7 @@ class Dense:
                 exclude = [queries[b].exclude for b in members]
                 found = self._index.search(embeddings[members], k, eligible, exclude, ahead)
                 for b, (rows, scores) in zip(members, found, strict=True):
-                    answers[b] = Answer.of(rows, scores, RETRIEVED)
+                    answers[b] = self._answer(rows, scores)
         return answers
 
     def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
@@ -78,6 +79,13 @@ class Dense:
         """The request with what the encoder knows of its history."""
         known = request.history.rows <= self._trained
         return request if known.all() else replace(request, history=request.history.where(known))
+
+    def _answer(self, rows: IntArray, scores: FloatArray) -> Answer:
+        vectors = self._index.vectors
+        if self._trained >= len(vectors) - 1 or not (rows > self._trained).any():
+            return Answer.of(rows, scores, RETRIEVED)
+        is_described = (rows > self._trained) & vectors[rows].any(axis=1)
+        return Answer(rows, scores, tuple(DESCRIBED if made else RETRIEVED for made in is_described.tolist()))
 
     def _encode(self, requests: Sequence[Request]) -> FloatArray:
         """Query embeddings of what the encoder knows of the histories.

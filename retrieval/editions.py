@@ -7,9 +7,10 @@ does not depend on the catalog (graphs, indexes, vectors of trained items) is sh
 A new item can be found in as many ways as is known of it. By filters and as a popular item: always. By the generator:
 where the bundle can turn its attributes into a semantic id. By inner product and by likeness: the model has no vector
 of an item that it never met, so it gets the mean vector of the `NEIGHBOURS` trained items whose texts are nearest to
-its own (a bundle without an encoder retrieves by text anyway, and takes the text's vector). New vectors are searched
-exactly, beside the index that the bundle has. Semantic ids, once given, never change, nor do the vectors that came with
-them; what changes with a new text of an item are its attributes.
+its own (a bundle without an encoder retrieves by text anyway, and takes the text's vector). Where no texts are read
+they are the items that share most of its words, see `likeness`; an item without a word has no vector. New vectors are
+searched exactly, beside the index that the bundle has. Semantic ids, once given, never change, nor do the vectors that
+came with them; what changes with a new text of an item are its attributes.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from retrieval.catalog import Catalog, NewItem
 from retrieval.codes import NO_CODE, CodeTable
 from retrieval.errors import UnknownItem
 from retrieval.index import CandidateIndex, GrownIndex
+from retrieval.likeness import Likeness
 from retrieval.recommenders import Served, compose
 from retrieval.sequences import PAD_ROW, FloatArray
 from retrieval.trie import ConstraintTrie
@@ -62,6 +64,12 @@ def with_items(served: Served, items: Sequence[NewItem]) -> Served:
                     described = _mean_of_nearest(described, texts[: trained + 1], served.index.vectors[: trained + 1])
                 own[rows[new] - trained - 1] = described[new]
         codes = CodeTable(longer, codes.vocabulary)
+    if served.engine.encoder is not None:
+        for item in items:
+            at = catalog.row(item.item_id) - trained - 1
+            if at >= 0 and not own[at].any():
+                table = Likeness.of(served.bundle.catalog, served.bundle.item_vectors)
+                own[at] = table.vector(item.attributes, NEIGHBOURS)
     base = served.index.base if isinstance(served.index, GrownIndex) else served.index
     return _next(served, catalog, GrownIndex(base, own) if len(own) else base, codes, texts)
 

@@ -72,7 +72,7 @@ class Answer:
         rows: int64, shape (K,), distinct.
         scores: float32, shape (K,). Falling within one source, equal ones in an order that is always the same; sources
             have scales of their own.
-        sources: K names: `generated`, `retrieval`, `popular` or `similar`.
+        sources: K names: `generated`, `retrieval`, `described`, `popular` or `similar`.
         exact: of the generated items, whether they are proven to be those that scoring every eligible item would have
             given, in this order; None where no generator had its say (it was late, or made no numbers of the history).
         steps: float32, shape (K, L): the share of each code in a generated item's score, NaN for items of other

@@ -16,7 +16,7 @@ from retrieval.arrangement import Arranger
 from retrieval.bundle import INDEX, TRIE, Bundle
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
-from retrieval.dense import RETRIEVED, Dense, Similar
+from retrieval.dense import DESCRIBED, RETRIEVED, Dense, Similar
 from retrieval.engine import ITEM_TABLE, TEXT_TABLE, Engine, tables
 from retrieval.errors import BundleForeign, EmptyHistory
 from retrieval.features import FeatureTables
@@ -234,7 +234,7 @@ def compose(
     if engine.encoder is not None:
         dense = Dense(engine.encoder, index, trained=catalog.trained)
         known = np.arange(len(catalog) + 1) <= catalog.trained
-        reads[RETRIEVED] = Reads(known, bundle.manifest.window)
+        reads[RETRIEVED] = reads[DESCRIBED] = Reads(known, bundle.manifest.window)
     simpler: Recommender = Composed(popular) if dense is None else Composed(dense, popular)
     generative: Generative | None = None
     recommender = simpler

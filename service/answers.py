@@ -70,7 +70,13 @@ class RecommendedItem(TypedDict):
     item_id: str
     score: float
     rank: int
-    source: Annotated[str, Field(description="What found it: `generated`, `retrieval`, `popular` or `similar`.")]
+    source: Annotated[
+        str,
+        Field(
+            description="What found it: `generated`, `retrieval`, `described` (newer than the model, which finds it "
+            "where items lie that are described alike), `popular` or `similar`."
+        ),
+    ]
     reason: NotRequired[
         Annotated[Reason, Field(description="Absent of popular items, and of items that have no vector.")]
     ]

@@ -322,7 +322,8 @@ async def put_item(request: Request, item_id: PathId) -> Response:
     """In effect on the next request here, and on other workers of the same store within about a second.
 
     Attributes replace all that were known; left out, they stay. A new item is found by filters and among popular
-    items at once, and by the models as far as they can read its text: `filter.new_only` asks for new items alone.
+    items at once, by generators as far as they can read its text, and by encoders where the items lie that share its
+    words (source `described`). `filter.new_only` asks for new items alone.
     """
     body = await _parsed(request, ItemRequest)
     answer, is_added = await _items(request).put(item_id, body)

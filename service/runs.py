@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from retrieval.dense import DESCRIBED
 from retrieval.queries import Answer, Query, Retriever, Stage
 from retrieval.ranking import Ranker
 from retrieval.two_stage import POPULAR, RANK, Given, TwoStage, order, score, within_reach
@@ -77,7 +78,10 @@ class Listing:
     def _is_own(self, found: Answer) -> bool:
         """A generator is silent about exactness only where it failed or ran out of time; where nothing that has a code
         may be shown, it knows so. For a query embedding that is not finite there is nothing but popular items."""
-        has_say = found.exact is not None if self.source == GENERATED else self.source in found.sources
+        if self.source == GENERATED:
+            has_say = found.exact is not None
+        else:
+            has_say = self.source in found.sources or DESCRIBED in found.sources
         return has_say or not len(found)
 
 

@@ -18,6 +18,7 @@ from retrieval.features import Candidates, Category, Number, build
 from retrieval.filters import NO_FILTER, Filter
 from retrieval.index import GrownIndex
 from retrieval.inputs import Request
+from retrieval.likeness import Likeness
 from retrieval.queries import Answer, Query
 from retrieval.recommenders import Served, compose, load
 from retrieval.sequences import EMPTY, History
@@ -77,7 +78,7 @@ def test_a_new_item_stands_where_its_nearest_texts_stand(generating: Served) -> 
     (retrieved,) = after.dense.recommend(
         [Query(Request(History.of_rows([7])), 1, after.filters.eligible(NEW_ONLY), EMPTY.rows)]
     )
-    assert (retrieved.rows.tolist(), retrieved.source) == ([21], "retrieval")
+    assert (retrieved.rows.tolist(), retrieved.source) == ([21], "described")
 
 
 def test_without_an_encoder_a_new_item_stands_where_its_text_does(tmp_path: Path) -> None:
@@ -125,6 +126,29 @@ def test_a_bundle_without_a_describer_takes_items_all_the_same(toy_bundle: Path)
     assert ids(after, recommended(after, [], 2)) == ["hit", "i01"]
     assert sorted(ids(after, recommended(after, [3], chosen=NEW_ONLY))) == ["hit", "new"]
     assert ids(after, recommended(after, [3], chosen=Filter(new_only=True, any_categories=("red",)))) == ["new"]
+    assert recommended(after, [3], chosen=NEW_ONLY).sources == ("described", "retrieval")  # a price says nothing
+
+
+def test_without_texts_a_new_item_stands_where_items_with_its_words_stand(toy_bundle: Path) -> None:
+    before = load(Bundle.open(toy_bundle))
+    alike = [NewItem("seven", NEW.attributes), NewItem("red", {"categories": ["red"]}), NewItem("bare", {"price": 7})]
+    after = with_items(before, [*alike, NewItem("odd", {"title": "Unheard", "colour": "of"})])
+    seven, red, bare, odd = after.index.vectors[21:]
+    # Nothing is rarer than the 7 of the title; then come the red ones, as the first of equals.
+    np.testing.assert_allclose(seven, toy.vectors()[[7, 3, 6, 9, 12]].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(red, toy.vectors()[[3, 6, 9, 12, 15]].mean(axis=0), rtol=1e-6)
+    assert not bare.any()
+    assert not odd.any()
+    answer = recommended(after, [7], 8)
+    assert dict(zip(ids(after, answer), answer.sources, strict=True))["seven"] == "described"
+    assert after.reasons.nearest(answer, np.array([7])).all()
+    table = Likeness.of(before.bundle.catalog, before.bundle.item_vectors)
+    again = with_items(after, [NewItem("seven", {"title": "Other"}), NewItem("bare", {"categories": ["red"]})])
+    assert Likeness.of(again.bundle.catalog, again.bundle.item_vectors) is table, "made once for all editions"
+    np.testing.assert_array_equal(again.index.vectors[21], seven)  # what was given stays
+    np.testing.assert_array_equal(again.index.vectors[23], red)  # and what was lacking comes
+    (similar,) = {after.similar.similar(21, 1, after.filters.eligible(NO_FILTER), EMPTY.rows).source}
+    assert similar == "similar"
 
 
 @pytest.mark.parametrize("times", [1, 3])
