@@ -176,7 +176,7 @@ class Bundle:
     manifest: Manifest
     digest: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The directory's name with the first digits of the digest: short, and unique enough to read aloud."""
         return f"{self.path.name}@{self.digest[:12]}"

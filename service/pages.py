@@ -89,9 +89,14 @@ class Ahead:
 def encoded(call: Call, answer: Answer, near: IntArray, k: int, model: Sequence[str], *, user_id: str | None) -> bytes:
     """What lies behind the first `k` items of an answer, as the store keeps it; `decoded` reads it."""
     ids = call.served.catalog.ids
-    causes: dict[int, int] = {PAD_ROW: 0}
-    counted = [causes.setdefault(row, len(causes)) for row in near[k:].tolist()]
-    sources = [(source, len([*run])) for source, run in groupby(answer.sources[k:])]  # hardly ever more than two
+    caused = near[k:].tolist()
+    causes = [row for row in dict.fromkeys(caused) if row != PAD_ROW]
+    number = {PAD_ROW: 0} | {row: n for n, row in enumerate(causes, start=1)}
+    behind = answer.sources[k:]
+    if behind.count(behind[0]) == len(behind):  # as nearly always
+        sources = [(behind[0], len(behind))]
+    else:
+        sources = [(source, len([*run])) for source, run in groupby(behind)]
     return orjson.dumps(
         [
             LAYOUT,
@@ -101,8 +106,8 @@ def encoded(call: Call, answer: Answer, near: IntArray, k: int, model: Sequence[
             [ids[row] for row in answer.rows[k:].tolist()],
             np.ascontiguousarray(answer.scores[k:], dtype=np.float32),
             sources,
-            [ids[row] for row in causes if row != PAD_ROW],
-            counted,
+            [ids[row] for row in causes],
+            [number[row] for row in caused],
             user_id,
             bool(answer.ranked),
             call.now,

@@ -7,6 +7,7 @@ Read `Pipeline.recommend` from top to bottom. Whatever can be answered by someth
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
@@ -332,22 +333,24 @@ def _items(served: Served, answer: Answer, near: IntArray, *, explain: bool = Fa
     """Rows become ids again: of as many items as `near` has rows of the history for, see `Reasons.nearest`."""
     ids, attributes = served.catalog.ids, Cards(served.catalog).attributes
     k = len(near)
-    found = zip(answer.rows[:k].tolist(), answer.scores[:k].tolist(), answer.sources, near.tolist(), strict=False)
-    items: list[RecommendedItem] = []
-    for rank, (row, score, source, cause) in enumerate(found, start=1):
-        item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
-        known = attributes(row)
-        if known is not None:
-            item["attributes"] = known
-        if answer.reasons and answer.reasons[rank - 1]:
-            item["reason"] = {"kind": answer.reasons[rank - 1]}  # type: ignore[typeddict-item]  # no other words
-        elif cause != PAD_ROW:
+    found = zip(answer.rows[:k].tolist(), answer.scores[:k].tolist(), answer.sources, count(1), strict=False)
+    items: list[RecommendedItem] = [
+        {"item_id": ids[row], "score": score, "rank": rank, "source": source, "attributes": attributes(row)}
+        for row, score, source, rank in found
+    ]
+    for item, cause in zip(items, near.tolist(), strict=False):
+        if item["attributes"] is None:
+            del item["attributes"]
+        if cause != PAD_ROW:
             item["reason"] = {"kind": "near", "item_id": ids[cause]}
-        if explain:
-            explanation = _explanation(served, answer, rank - 1)
+    for item, rule in zip(items, answer.reasons, strict=False):
+        if rule:
+            item["reason"] = {"kind": rule}  # type: ignore[typeddict-item]  # no other words
+    if explain:
+        for place, item in enumerate(items):
+            explanation = _explanation(served, answer, place)
             if explanation:
                 item["explanation"] = explanation
-        items.append(item)
     return items
 
 
