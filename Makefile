@@ -10,6 +10,7 @@ MODEL ?= sasrec
 # One environment to serve (no torch), one to do everything. The stamp holds the state of what they were made from.
 SERVE := .venv-serve
 FULL := .venv
+AUDIT := .venv-audit
 RUN := $(FULL)/bin/python
 
 help: ## list the verbs
@@ -38,12 +39,17 @@ demo-bundle: $(FULL)/ready ## train the demo bundle again from the shipped catal
 serve: $(SERVE)/ready ## serve SEQUITUR_BUNDLE (artifacts/current, else artifacts/demo)
 	$(SERVE)/bin/python -m service --port $(PORT)
 
-check: $(FULL)/ready ## format, lint, types, import contracts, spelling
+check: $(FULL)/ready ## format, lint, types, import contracts, spelling, packages that fit together
 	$(FULL)/bin/ruff format --check .
 	$(FULL)/bin/ruff check .
 	$(FULL)/bin/mypy service retrieval models loadtests
 	$(FULL)/bin/lint-imports
 	$(FULL)/bin/typos
+	$(RUN) -m pip --disable-pip-version-check check
+
+audit: $(AUDIT)/ready ## known vulnerabilities of what a server installs; asks PyPI, so it needs the network
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement requirements/serve.txt || \
+	  { echo "not clean: either a finding stands above, or PyPI's advisories could not be asked about a package"; exit 1; }
 
 test: $(FULL)/ready ## the whole suite, a real redis-server of its own included; what takes minutes is left to test-all
 	$(RUN) -m pytest -m "not slow and not gpu"
@@ -60,6 +66,9 @@ load: $(FULL)/ready ## scheduled arrivals against a running service: make load P
 $(SERVE)/ready: requirements/serve.txt
 	$(call environment,$(SERVE),requirements/serve.txt)
 
+$(AUDIT)/ready: requirements/audit.txt
+	$(call environment,$(AUDIT),requirements/audit.txt)
+
 $(FULL)/ready: requirements/dev.txt
 	$(call environment,$(FULL),requirements/dev.txt)
 
@@ -73,4 +82,4 @@ define environment
 	@touch $@
 endef
 
-.PHONY: help setup demo demo-bundle serve check test test-all bench load
+.PHONY: help setup demo demo-bundle serve check audit test test-all bench load

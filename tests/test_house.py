@@ -33,6 +33,19 @@ def test_the_serving_requirements_hold_no_training_package():
     assert not {"torch", "polars", "onnx", "onnxscript", "locust", "pytest"} & set(names)
 
 
+def test_locked_environments_are_pinned_to_the_last_package_and_agree():
+    """What can be said of dependencies without asking anybody; `make audit` asks."""
+    locks = {}
+    for name in ("serve", "train", "dev", "audit"):
+        lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+        pins = [re.fullmatch(r"([A-Za-z0-9_.-]+)==([0-9][\w.+!]*)", line) for line in lines if not line.startswith("#")]
+        assert all(pins), [line for line in lines if not line.startswith("#") and "==" not in line]
+        locks[name] = {re.sub(r"[-_.]+", "-", pin[1]).lower(): pin[2] for pin in pins if pin}
+        assert len(locks[name]) == len(pins)
+    for smaller in ("serve", "train"):
+        assert locks[smaller].items() <= locks["dev"].items()
+
+
 def test_every_source_file_has_its_test():
     bare = {"__init__", "__main__"}
     missing = []
