@@ -278,6 +278,18 @@ def test_errors_are_problems_everywhere_and_the_openapi_file_declares_them(ask):
         (("POST", RECOMMEND, {"user_id": "x" * 257}), 422, "256"),
         (("POST", RECOMMEND, {"history": ["i01"] * 1001}), 422, "1000"),
         (("POST", RECOMMEND, {"k": 501}), 422, "500"),
+        (("GET", "/v1/users/anna/recommendations?k=501"), 422, "500"),
+        (("GET", f"/v1/users/{'x' * 257}/history"), 422, "256"),
+        (("POST", RECOMMEND, {"history": ["x" * 257]}), 422, "256"),
+        (("POST", RECOMMEND, {"filter": {"include_ids": ["i01"] * 10_001}}), 422, "10000"),
+        (("POST", RECOMMEND, {"context": {str(n): n for n in range(33)}}), 422, "32"),
+        (("POST", RECOMMEND, {"deadline_ms": 10_001}), 422, "10000"),
+        (("POST", RECOMMEND, {"diversity": 1.5}), 422, "1"),
+        (("POST", "/v1/rankings", {"candidates": [str(n) for n in range(501)]}), 422, "500"),
+        (("POST", "/v1/events", {"events": [{"user_id": "a", "item_id": "x" * 257}]}), 422, "256"),
+        (("PUT", "/v1/items/n", {"attributes": {str(n): n for n in range(33)}}), 422, "32"),
+        (("POST", "/v1/users/merge", {"from": "x" * 257, "into": "a"}), 422, "256"),
+        (("GET", "/v1/recommendations/x/next?k=501"), 422, "500"),
     ],
 )
 def test_beyond_a_limit_the_answer_names_it(ask, request_, status, limit):
@@ -372,6 +384,46 @@ def test_deadline_near_then_the_ranker_is_skipped_visibly(ask, ranked, monkeypat
     assert (len(ids(late)), late.json()["degraded_reasons"]) == (3, ["ranker_late"])
     assert late.json()["ranking"]["ranked"] == 0
     assert 'sequitur_degraded_total{reason="ranker_late"}' in metrics.text
+
+
+def test_deadline_passed_with_nothing_to_show_is_504(ask):
+    with_history, without = ask(
+        ("POST", RECOMMEND, {"history": ["i05"], "deadline_ms": 1e-6}), ("POST", RECOMMEND, {"deadline_ms": 1e-6})
+    )
+    for answer in (with_history, without):
+        assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+def test_placements_have_defaults_of_their_own_and_the_body_stands_in_place_of_them(ask, tmp_path):
+    file = tmp_path / "placements.toml"
+    file.write_text('[shelf]\nk = 3\nexclude_seen = false\nfilter = {categories = {any = ["red"]}}\n')
+    body = {"history": ["i06"], "placement": "shelf"}
+    own, simple, other, unknown = ask(
+        ("POST", RECOMMEND, body),
+        ("GET", "/v1/users/anna/recommendations?placement=shelf"),
+        ("POST", RECOMMEND, {**body, "k": 2, "exclude_seen": True, "filter": {"include_ids": ["i05", "i06"]}}),
+        ("POST", RECOMMEND, {"placement": "shelve"}),
+        placements=file,
+    )
+    assert (ids(own)[0], len(ids(own)), len(ids(simple))) == ("i06", 3, 3)
+    assert all(int(item_id[1:]) % 3 == 0 for item_id in ids(own) + ids(simple))
+    assert ids(other) == ["i05"]
+    assert (unknown.status_code, "use shelf" in unknown.json()["detail"]) == (422, True)
+
+
+def test_a_new_item_is_found_where_its_words_are_and_said_to_be_described_and_one_without_words_as_before(ask):
+    lane = {"history": ["i07"], "filter": {"new_only": True}}
+    *_, found, similar = ask(
+        ("PUT", "/v1/items/alike", {"attributes": {"title": "Item 7", "categories": ["blue"]}}),
+        ("PUT", "/v1/items/bare", {"attributes": {"price": 7}}),
+        ("POST", RECOMMEND, lane),
+        ("GET", "/v1/items/alike/similar?k=3"),
+    )
+    items = {item["item_id"]: item for item in found.json()["items"]}
+    assert {name: item["source"] for name, item in items.items()} == {"alike": "described", "bare": "retrieval"}
+    assert items["alike"]["reason"] == {"kind": "near", "item_id": "i07"}
+    assert "reason" not in items["bare"]
+    assert (found.json()["degraded"], len(ids(similar))) == (False, 3)
 
 
 def test_placements_with_goals_and_diversity_of_their_own(ask, ranked, tmp_path):
