@@ -13,8 +13,6 @@ headers, or the rest of a body that was refused.
 """
 
 import asyncio
-import itertools
-import secrets
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -22,16 +20,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service import metrics
 from service.errors import HeadTooLarge, MalformedHttp, Overloaded, code_of, problem
 from service.express import CALLS
+from service.request_ids import request_id
 
 MAX_HEAD_BYTES = 32_768  # request line and headers; an id of 256 characters is 2,304 bytes as `%F0%9F...`
 MAX_HEADERS = 100
 MAX_REQUEST_BYTES = 8 << 20  # chunks and trailers included, and what is still taken of a body that was refused
 WHOLE_WITHIN_S = 15.0  # a request, from its first byte, or a new connection, from its opening
 LOOK_EVERY_S = 1.0
-_PROCESS = secrets.token_hex(8)
-_number = itertools.count()
-_BLANK = "0" * 32  # in place of a request's id
 _HOT = {path.encode(): path for path in CALLS}
+_FULL = Overloaded("as many requests are at work as can be done in time; try again", reason="in_flight")
+_BLANK = b"00000000"  # in place of a request's id
+_FULL_HEADERS = ("x-request-id: %s", "x-content-type-options: nosniff", "cache-control: no-store")
 
 
 def _whole(answer: Any, *more: str) -> bytes:
@@ -42,13 +41,20 @@ def _whole(answer: Any, *more: str) -> bytes:
     return STATUS_LINE[answer.status_code] + head.encode() + b"\r\n" + body
 
 
-_FULL = Overloaded("as many requests are at work as can be done in time; try again", reason="in_flight")
-_TURNED_AWAY = _whole(
-    problem(_FULL, request_id=_BLANK),
-    f"x-request-id: {_BLANK}",
-    "x-content-type-options: nosniff",
-    "cache-control: no-store",
-)
+def _template() -> tuple[bytes, bytes]:
+    """Head and body of the refusal of a full service; the first takes the body's length and both the request's id."""
+    whole = _whole(problem(_FULL, request_id=_BLANK.decode()), *_FULL_HEADERS)
+    head, _, body = whole.partition(b"\r\n\r\n")
+    return head.replace(b"content-length: %d" % len(body), b"content-length: %d") + b"\r\n\r\n", body
+
+
+_FULL_HEAD, _FULL_BODY = _template()
+
+
+def _turned_away(own_id: str) -> bytes:
+    said = own_id.encode()
+    body = _FULL_BODY.replace(_BLANK, said)
+    return _FULL_HEAD % (len(body), said) + body
 
 
 class _Done:
@@ -132,14 +138,14 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self) -> None:
         """Answers in place of the application, before the body is there, and goes on with the next request."""
-        request_id = f"{_PROCESS}{next(_number):016x}"
+        own_id = request_id(self.headers)
         self.cycle = _Done(self.scope)  # type: ignore[assignment]
         metrics.ERRORS.labels(code_of(_FULL)).inc()
         metrics.SHED.labels(_FULL.reason).inc()
         counter, timer = metrics.answered(_HOT[self.url], "POST", 503)
         counter.inc()
         timer.observe(0.0)
-        self.transport.write(_TURNED_AWAY.replace(_BLANK.encode(), request_id.encode()))
+        self.transport.write(_turned_away(own_id))
         if not self.parser.should_keep_alive():
             self.transport.close()
         else:
@@ -156,7 +162,7 @@ class Connection(HttpToolsProtocol):
         """Answers in place of the application, and hangs up; what was asked before is answered first."""
         if self._is_busy():
             return
-        answer = problem(error, request_id=f"{_PROCESS}{next(_number):016x}")
+        answer = problem(error, request_id=request_id(self.headers or ()))
         metrics.ERRORS.labels(error.code).inc()
         metrics.REQUESTS.labels("unmatched", "other", answer.status_code).inc()
         self.transport.write(_whole(answer, "connection: close"))

@@ -5,10 +5,7 @@ counts and logs what came of it. `Gate` asks for API keys, `BodyLimit` reads bod
 """
 
 import asyncio
-import itertools
 import logging
-import re
-import secrets
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +16,7 @@ from service import metrics
 from service.errors import BodyTooLarge, SlowBody, code_of, lookup, problem
 from service.keys import LIMITED, Key, needed_scope
 from service.rates import Rates
+from service.request_ids import request_id
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +25,6 @@ GONE = 499  # in metrics and logs only: the client closed the connection before 
 WATCH_AFTER_S = 0.005  # most answers are there by then, and watching costs a task
 BODY_WITHIN_S = 10.0  # a mebibyte in that time is 1 Mbit/s, and callers are servers
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/livez", "/readyz", "/metrics", "/static")  # asked every few seconds, and of no interest when all is well
 _HEADERS = ((b"x-content-type-options", b"nosniff"),)
 _API_HEADERS = (*_HEADERS, (b"cache-control", b"no-store"))  # what is said of a user is for who asked, and now
@@ -38,8 +35,6 @@ _PAGE_HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_PROCESS = secrets.token_hex(8)
-_number = itertools.count(secrets.randbits(32))
 
 
 class ClientGone(Exception):
@@ -103,9 +98,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         arrived = self._clock()
-        given = header(scope, b"x-request-id")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_number):016x}"
-        scope.setdefault("state", {}).update(arrived=arrived, request_id=request_id)
+        own_id = request_id(scope["headers"])
+        scope.setdefault("state", {}).update(arrived=arrived, request_id=own_id)
         own = _API_HEADERS if scope["path"].startswith("/v1/") else _HEADERS
         status = 500
         has_started = False
@@ -115,7 +109,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status, has_started = message["status"], True
                 headers = message["headers"] = list(message["headers"])
-                headers += ((b"x-request-id", request_id.encode()), *own)
+                headers += ((b"x-request-id", own_id.encode()), *own)
                 if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
                     headers += _PAGE_HEADERS
             await send(message)
@@ -127,15 +121,15 @@ class Edge:
         except Exception as error:
             metrics.ERRORS.labels(code_of(error)).inc()
             if lookup(type(error))[0] == 500:
-                _log.exception("request failed", extra={"fields": {"request_id": request_id}})
+                _log.exception("request failed", extra={"fields": {"request_id": own_id}})
             if has_started:
                 raise  # too late for another answer: the server cuts the connection, which the client notices
-            await problem(error, request_id=request_id)(scope, receive, send_marked)
+            await problem(error, request_id=own_id)(scope, receive, send_marked)
         except asyncio.CancelledError:
             status = GONE
             raise
         finally:
-            self._record(scope, status, self._clock() - arrived, request_id)
+            self._record(scope, status, self._clock() - arrived, own_id)
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = route_of(scope)

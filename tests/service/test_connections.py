@@ -317,8 +317,9 @@ async def test_full_turns_nobody_away_who_asks_for_something_else_or_hangs_up_wh
         for request in (GET + b"\r\n", post("/v1/users/merge"), b"GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n"):
             assert b" 200 " in await said(port, request)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(more=b"connection: close\r\n"))
-        assert (await answer(reader))[0] == 503
+        writer.write(post(more=b"connection: close\r\nX-Request-Id: mine\r\n"))
+        status, headers, body = await answer(reader)
+        assert (status, headers["x-request-id"], json.loads(body)["request_id"]) == (503, "mine", "mine")
         assert await reader.read() == b""
         writer.close()
 
