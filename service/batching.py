@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+AT_ONCE = 8  # answers that go on together: a whole batch of them would keep the event loop from whoever comes
 Run = Callable[[Sequence[Q], Stage], Sequence[A]]  # in the worker thread; one answer per question, in order
 
 
@@ -265,7 +266,9 @@ class MicroBatcher:
             outcomes = [(error, Timings(self._clock))] * len(batch)
         self._pace.learn(len(batch), self._clock() - started)
         self._free_at = 0.0
-        for entry, (outcome, timings) in zip(batch, outcomes, strict=True):
+        for n, (entry, (outcome, timings)) in enumerate(zip(batch, outcomes, strict=True), start=1):
+            if n % AT_ONCE == 0:
+                await asyncio.sleep(0)
             if entry.waiter.done():
                 continue
             if isinstance(outcome, Exception):
