@@ -19,8 +19,8 @@ from service.sessions.link import Command, Refusal
 from service.sessions.node import Node
 
 SLOTS = 16384
-HOPS = 8  # a command is sent on; two are the rule while a slot moves
-AGAIN_S = 0.01  # between two tries at a user whose keys are on their way to another node
+HOPS = 3  # that a command is sent on at once; two are the rule while a slot moves
+AGAIN_S = 0.01  # between later ones, and between two tries at a user whose keys are on their way to another node
 LEARN_EVERY_S = 0.1  # at most: a failed node must not make every call ask for the map
 
 
@@ -65,6 +65,7 @@ class Cluster:
         except StoreFailure as error:
             raise StoreUnavailable(operation, str(error)) from error
         except TimeoutError:
+            self._doubt()
             raise StoreUnavailable(operation, f"no answer within {self._timeout_s:g} s") from None
 
     async def ping(self) -> None:
@@ -105,7 +106,11 @@ class Cluster:
         return replies
 
     async def _send_on(self, command: Command, number: int, node: Node, reply: Any, operation: str) -> Any:
-        for _ in range(HOPS):
+        hops = 0
+        while True:  # ends with the time-out of the call
+            hops += 1
+            if hops > HOPS:
+                await asyncio.sleep(AGAIN_S)
             word = reply.word if isinstance(reply, Refusal) else ""
             asking: tuple[Command, ...] = ()
             if word in ("MOVED", "ASK"):
@@ -124,7 +129,6 @@ class Cluster:
                     self._doubt()
                 return reply
             *_, reply = await self._ask(node, (*asking, command), operation)
-        return reply
 
     def _node(self, host: str, port: int) -> Node:
         node = self._nodes.get((host, port))

@@ -80,14 +80,32 @@ def test_a_slot_on_its_way_is_read_and_written_where_its_keys_are(cluster):
         assert [stored.item_id for stored in await store.history(user)] == ["b", "c"]
         # Redis refuses a script over several keys of such a slot when one of them is not there; here all are.
         assert (await store.append(user, [event("a", 9, "e1")])).outcomes == ("duplicate",)
-        writing = asyncio.create_task(store.append(of_node(1), [event("x")]))
         target = cluster.tell(cluster.nodes[1], "CLUSTER", "MYID")
         for node in cluster.nodes[1], cluster.nodes[0]:
             cluster.tell(node, "CLUSTER", "SETSLOT", number, "NODE", target)
         assert (await store.append(user, [event("d", 4)])).outcomes == ("accepted",)
-        await writing
 
     run(cluster.url, story, cap=2)
+    cluster.move_slot(number, cluster.nodes[1], cluster.nodes[0])
+
+
+def test_an_append_to_a_slot_on_its_way_waits_until_it_has_arrived(cluster):
+    user = of_node(0, "waiting-")
+    number = key_slot(keys(user)[0].encode())
+
+    async def story(store: SessionStore) -> None:
+        await store.append(user, [event("a", 1, "e1")])  # and no id that was trimmed: a key that is not there
+        cluster.move_slot(number, cluster.nodes[0], cluster.nodes[1], is_finished=False)
+        appending = asyncio.create_task(store.append(user, [event("b", 2)]))
+        await asyncio.wait([appending], timeout=0.1)
+        assert not appending.done()
+        assert len(await store.history(user)) == 1, "reads go on"
+        target = cluster.tell(cluster.nodes[1], "CLUSTER", "MYID")
+        for node in cluster.nodes[1], cluster.nodes[0]:
+            cluster.tell(node, "CLUSTER", "SETSLOT", number, "NODE", target)
+        assert len((await appending).history) == 2
+
+    run(cluster.url, story, timeout_s=5)
     cluster.move_slot(number, cluster.nodes[1], cluster.nodes[0])
 
 
@@ -154,13 +172,17 @@ def test_late_a_node_that_hangs_holds_up_nobody_else(cluster):
     run(cluster.url, story, timeout_s=0.3)
 
 
-def test_gone_a_promoted_replica_takes_over_and_acknowledged_events_are_there(tmp_path):
+@pytest.mark.parametrize("is_frozen", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gone_a_promoted_replica_takes_over_and_acknowledged_events_are_there(tmp_path, is_frozen):
     async def story(store: SessionStore) -> None:
         users = [of_node(number) for number in range(3)]
         for n in range(5):
             await store.append_many({user: [event(str(n), n, f"e{n}")] for user in users})
         assert cluster.tell(cluster.nodes[0], "WAIT", 1, 5000) == 1
-        cluster.nodes[0].stop()
+        if is_frozen:
+            cluster.nodes[0].freeze()
+        else:
+            cluster.nodes[0].stop()
         began = monotonic()
         while True:
             for user in users[1:]:
@@ -169,8 +191,8 @@ def test_gone_a_promoted_replica_takes_over_and_acknowledged_events_are_there(tm
                 result = await store.append(users[0], [event("4", 4, "e4"), event("new", 9)])
                 break
             except StoreUnavailable:
+                assert monotonic() - began < 20
                 await asyncio.sleep(0.02)  # until the replica has been elected
-        assert monotonic() - began < 20
         assert result.outcomes == ("duplicate", "accepted")
         assert len(result.history) == 6
 
