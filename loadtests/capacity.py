@@ -236,7 +236,7 @@ async def highest(
                 return
         above = rate
 
-    rate = guess
+    rate, ups = guess, 0
     while asked < MOST_PROBES and rate >= LEAST_RATE:
         await try_out(rate)
         if best is not None and above < math.inf:
@@ -244,7 +244,8 @@ async def highest(
                 break
             rate = math.sqrt(best.rate * above)
         elif best is not None:
-            rate = best.rate * step
+            ups += 1  # a guess that was far too low must not use up all the probes
+            rate = best.rate * step**ups
         else:
             rate = above / step**2  # too much by an unknown amount: down faster than up
     return best or Probe(0.0, [math.inf], 0.0, 0.0)

@@ -323,7 +323,15 @@ def doubts(found: Mapping[str, Mapping[str, Sequence[Probe]]]) -> list[str]:
 
 
 async def contested(
-    bundle_path: Path, *, cores: tuple[int, int], seconds: float, repeats: int, k: int, seed: int, bounds: Bounds
+    bundle_path: Path,
+    *,
+    cores: tuple[int, int],
+    seconds: float,
+    repeats: int,
+    k: int,
+    seed: int,
+    bounds: Bounds,
+    pooled: bool,
 ) -> tuple[dict[str, dict[str, list[Probe]]], dict[str, Any], list[str]]:
     """Starts everybody, and measures: the probes, what is served, and sentences."""
     bundle = bundles.opened(bundle_path)
@@ -334,7 +342,7 @@ async def contested(
         redis = up.enter_context(stores.redis())
         first = (cores[0],)
         plain = [sys.executable, "-m", "loadtests.plain", *bundles.plain_command(bundle, folder, threads=1)]
-        plain += ["--redis", redis]
+        plain += ["--redis", redis, *(["--pooled"] if pooled else [])]
         ours = serving(bundle.path, redis=redis, folder=folder / "ours", key=key, cores=first)
         no_op = serving(
             bundles.hollow(bundle, folder / "hollow"), redis=redis, folder=folder / "no-op", key=key, cores=first
@@ -370,6 +378,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--p99-5-ms", type=float, default=capacity.BOUNDS.p99_5_ms, help="the same")
     parser.add_argument("--k", type=int, default=20, help="items per answer")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and readers")
+    parser.add_argument("--pooled", action="store_true", help="plain runs its model in the thread pool")
     parser.add_argument("--cores", help="one for the rivals and one for the generator, for example 0,1")
     objectives.add_requirements(parser)
     report.add_record(parser)
@@ -389,6 +398,7 @@ def main(arguments: Sequence[str]) -> int:
             k=given.k,
             seed=given.seed,
             bounds=bounds,
+            pooled=given.pooled,
         )
     )
     results = figures(found)
@@ -403,7 +413,7 @@ def main(arguments: Sequence[str]) -> int:
         f"held: p90 < {bounds.p90_ms:g} ms and p99.5 < {bounds.p99_5_ms:g} ms from when due, failures counted as "
         f"infinitely late; the ratio is of {given.workload!r}; [lowest highest] of the repetitions"
     )
-    names = ("workload", "repeats", "seconds", "p90_ms", "p99_5_ms", "k", "seed")
+    names = ("workload", "repeats", "seconds", "p90_ms", "p99_5_ms", "k", "seed", "pooled")
     conditions = {"cores": list(cores), **{name: getattr(given, name) for name in names}}
     done = Report("compare", conditions, about, results, table(results), machine, notes, headline)
     report.emit(done, record=given.record)
