@@ -129,7 +129,7 @@ DEGRADED_REASONS = (
 )
 RANKINGS = ("full", "short", "late", "failed")
 POOLS = ("generator", "encoder")
-SHED_REASONS = ("in_flight", "queue_full", "queue_slow", "late", "abandoned", "shutdown")
+SHED_REASONS = ("in_flight", "queue_full", "queue_slow", "store_slow", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
 UNKNOWN = "unknown"  # a variant that is not configured, or no recommendation id of ours
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")

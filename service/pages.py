@@ -236,7 +236,7 @@ class Pages:
         return (self._variants.named(variant) if variant in self._variants else self._variants.default).served
 
     async def _advanced(self, recommendation_id: str, by: int) -> tuple[Ahead, int]:
-        with counting():
+        with self._permits.lent(is_bounded=True), counting():
             found = await self._store.advance_list(recommendation_id, by)
         ahead = decoded(found[0]) if found is not None else None
         if found is None or ahead is None:

@@ -6,6 +6,9 @@ a while was too long, requests stand in a line that does not get shorter: the li
 long. A burst alone does nothing, since somebody in it hardly waited. While all is well and permits run out, it rises
 again. At the limit, throughput is what it was and the line is as long as one wanted.
 
+Whoever waits for a store costs this process nothing meanwhile, and lends its permit to others: a store that hangs must
+not keep those out who can do without it.
+
 Source: the shortest wait as the sign of a standing line is that of Nichols and Jacobson (2012), "Controlling Queue
 Delay", section 4; additive rise and multiplicative fall are Chiu and Jain's (1989).
 """
@@ -38,6 +41,7 @@ class Permits:
     Attributes:
         taken: permits that are out now.
         limit: how many there are now.
+        waiting: how many are lent.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Permits:
         self._shortest_s: dict[str, float] = {}  # in this window, by what was waited for
         self._busiest = 0  # permits that were out at once in this window
         self.taken = 0
+        self.waiting = 0
         self.limit = most
         metrics.PERMITS.set(most)
 
@@ -65,12 +70,12 @@ class Permits:
         """
         if self.is_full(coming):
             metrics.SHED.labels("in_flight").inc()
-            at_work = max(self.taken, coming)
+            at_work = max(self.taken, coming - self.waiting)
             raise Overloaded(f"{at_work} requests are at work already; try again", reason="in_flight")
 
     def is_full(self, coming: int = 0) -> bool:
         """Whether `check` would refuse."""
-        at_work = max(self.taken, coming)
+        at_work = max(self.taken, coming - self.waiting)
         if at_work < self.limit:
             return False
         self._busiest = max(self._busiest, at_work)
@@ -92,6 +97,28 @@ class Permits:
         finally:
             self.taken -= 1
             metrics.IN_FLIGHT.dec()
+
+    @contextmanager
+    def lent(self, *, is_bounded: bool = False) -> Iterator[None]:
+        """Within `hold`: lends the permit for as long as the block lasts, in which a store is waited for.
+
+        Args:
+            is_bounded: whether no more than the fixed limit may do so. A call that has nothing to say without the store
+                is better refused then.
+
+        Raises:
+            Overloaded: so many wait already.
+        """
+        if is_bounded and self.waiting >= self._most:
+            metrics.SHED.labels("store_slow").inc()
+            raise Overloaded(f"{self.waiting} requests wait for the session store already", reason="store_slow")
+        self.taken -= 1
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+            self.taken += 1
 
     def felt(self, wait_s: float, what: str) -> None:
         """Hears how long some work waited for something before it was begun."""

@@ -121,7 +121,8 @@ class Pipeline:
                 eligible = served.filters.eligible(filter_of(wanted.filter))
 
             with timings("state"):
-                stored = await self._questions.remembered(asked, call)
+                with self._permits.lent():
+                    stored = await self._questions.remembered(asked, call)
                 given = rows_of(asked.history, call)
                 hidden = [served.catalog.rows(wanted.filter.exclude_ids)] if wanted.filter.exclude_ids else []
                 if served.bundle.manifest.exclude_seen if wanted.exclude_seen is None else wanted.exclude_seen:
@@ -158,7 +159,8 @@ class Pipeline:
                     names = model["name"], model["bundle"], model["variant"]
                     payload = encoded(call, answer, near, wanted.k, names, user_id=asked.user_id)
                     kept = FrozenList(recommendation_id, asked.user_id, payload)
-                    following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
+                    with self._permits.lent():
+                        following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
             metrics.HISTORY.observe(len(request.history))
             metrics.ELIGIBLE.observe(eligible.count)
             if len(answer) < wanted.k:
@@ -204,7 +206,8 @@ class Pipeline:
             goals = self._placements.goals(asked.placement)
             served.recommender.check(goals)
             with call.timings("state"):
-                stored = EMPTY if asked.history else await self._questions.remembered(asked, call)
+                with self._permits.lent():
+                    stored = EMPTY if asked.history else await self._questions.remembered(asked, call)
                 history = rows_of(asked.history, call) if asked.history else stored
                 request = request_of(history, asked.context, call)
                 rows = served.catalog.rows(asked.candidates)

@@ -59,7 +59,7 @@ class Users:
             for place, event in enumerate(events):
                 places.setdefault(event.user_id, []).append(place)
             batches = {user_id: [_stored(events[i], now) for i in own] for user_id, own in places.items()}
-            with counting():
+            with self._permits.lent(is_bounded=True), counting():
                 appended = await self._store.append_many(batches, read_back=False)
             known = self._variants.default.served.catalog.rows([event.item_id for event in events]) != PAD_ROW
             results: list[EventResult | None] = [None] * len(events)
@@ -88,7 +88,7 @@ class Users:
             Overloaded: no permit.
             StoreUnavailable: the store is away.
         """
-        with self._permits.hold(), counting():
+        with self._permits.hold(), self._permits.lent(is_bounded=True), counting():
             events = await self._store.history(user_id)
             return {"user_id": user_id, "events": [_shown(event) for event in events]}
 
@@ -99,7 +99,7 @@ class Users:
             Overloaded: no permit.
             StoreUnavailable: the store or the log is away, and not all is sure to be erased.
         """
-        with self._permits.hold(), counting():
+        with self._permits.hold(), self._permits.lent(is_bounded=True), counting():
             await self._store.erase(user_id)
             if not await self._journal.erased(user_id):
                 raise StoreUnavailable("erase", "the durable log could not be told; erase again, twice does no harm")
@@ -111,7 +111,7 @@ class Users:
             Overloaded: no permit.
             StoreUnavailable: the store is away; merge again, twice does no harm.
         """
-        with self._permits.hold(), counting():
+        with self._permits.hold(), self._permits.lent(is_bounded=True), counting():
             moved = await self._store.merge(source, target)
             self._journal.merged(source, target)
             return {"user_id": target, "moved": moved}

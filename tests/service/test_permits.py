@@ -28,6 +28,28 @@ def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
     assert metrics.REGISTRY.get_sample_value("sequitur_shed_total", {"reason": "in_flight"}) == before + 1
 
 
+def test_gone_store_who_waits_for_it_keeps_nobody_out():
+    permits = Permits(2)
+    with permits.hold(), permits.hold():
+        assert permits.is_full()
+        with permits.lent():
+            assert (permits.taken, permits.waiting) == (1, 1)
+            assert not permits.is_full(coming=2)
+            with permits.hold():
+                assert permits.is_full(coming=3)
+        assert (permits.taken, permits.waiting) == (2, 0)
+
+
+def test_full_of_those_who_wait_for_the_store_a_call_that_needs_it_is_refused():
+    permits = Permits(1)
+    with permits.hold(), permits.lent(is_bounded=True), permits.hold():
+        with pytest.raises(Overloaded, match="1 requests wait for the session store"), permits.lent(is_bounded=True):
+            pass
+        with permits.lent():
+            assert permits.waiting == 2
+    assert (permits.taken, permits.waiting) == (0, 0)
+
+
 class Process:
     """A process in which work waits as long as a test says, over one window after the other."""
 
