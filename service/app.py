@@ -90,6 +90,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,  # a redirect would repeat a caller's Host header, and no call ends in a slash
         middleware=[Middleware(layers)],
         exception_handlers={HTTPException: _http, RequestValidationError: _validation},
     )
