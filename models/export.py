@@ -80,8 +80,7 @@ def export(
         )
         if facts["kind"] != "exact":
             index.save_index(chosen, directory / bundle.INDEX)
-        warm = [[catalog.ids[row] for row in h.rows[-model.config.window :]] for h in samples[:WARMUP_HISTORIES]]
-        (directory / bundle.WARMUP).write_text(json.dumps(warm, ensure_ascii=False))
+        write_warmup(model, encoder, catalog, samples[:WARMUP_HISTORIES], directory)
         bundle.seal(
             directory,
             Manifest(
@@ -102,6 +101,21 @@ def export(
             ),
         )
     return out
+
+
+def write_warmup(
+    model: Any, encoder: OnnxEncoder, catalog: Catalog, samples: Sequence[History], directory: Path
+) -> None:
+    """Writes the histories that a service replays, and what the model made of them by their items alone.
+
+    Raises:
+        ExportError: graph and model disagree.
+    """
+    windows = [h.rows[-model.config.window :] for h in samples]
+    ours, _ = _compared(model, encoder, [History.of_rows(rows) for rows in windows])
+    np.save(directory / bundle.WARMUP_QUERIES, ours, allow_pickle=False)
+    warm = [[catalog.ids[row] for row in rows] for rows in windows]
+    (directory / bundle.WARMUP).write_text(json.dumps(warm, ensure_ascii=False))
 
 
 def write_graph(model: Any, path: Path, samples: Sequence[History]) -> None:

@@ -11,6 +11,7 @@
     describer/          generators, optional: what turns a new item's text into a semantic id
     statistics.npz      with a ranker: what was counted in training and is looked up while ranking
     warmup.json         histories to replay before a service says it is ready
+    warmup_queries.npy  optional: float32 (n, D) or (n, Q, D), what the trained model made of them
 
 A bundle is written beside its destination and renamed at the end, so a killed export never leaves half of one. It is
 read without pickle, and everything is checked before anything is served.
@@ -30,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.catalog import Catalog
 from retrieval.codes import CodeTable
@@ -43,6 +45,7 @@ CATALOG = "catalog.npz"
 ITEM_VECTORS = "item_vectors.npy"
 INDEX = "index.faiss"
 WARMUP = "warmup.json"
+WARMUP_QUERIES = "warmup_queries.npy"
 CODES = "codes.npz"
 TRIE = "trie.npz"
 TEXT_VECTORS = "text_vectors.npy"
@@ -270,12 +273,15 @@ class Bundle:
             raise BundleTorn(f"{CODES} has {len(codes)} rows, the catalog {len(self.catalog)} items; export again")
         return codes
 
-    def _vectors(self, name: str) -> FloatArray:
+    def _array(self, name: str) -> npt.NDArray[Any]:
         try:
             with (self.path / name).open("rb") as file:
-                vectors = np.lib.format.read_array(file, allow_pickle=False)
+                return np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BundleTorn(f"{name} cannot be read ({error}); export the bundle again") from error
+
+    def _vectors(self, name: str) -> FloatArray:
+        vectors = self._array(name)
         if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != len(self.catalog) + 1:
             raise BundleTorn(
                 f"{name} is {vectors.dtype} {vectors.shape}; float32 ({len(self.catalog) + 1}, D) was expected"
@@ -294,6 +300,20 @@ class Bundle:
             return [[str(item) for item in history] for history in json.loads(path.read_text())]
         except (OSError, ValueError, TypeError) as error:
             raise BundleTorn(f"{WARMUP} cannot be read ({error}); export the bundle again") from error
+
+    @cached_property
+    def warmup_queries(self) -> FloatArray | None:
+        """float32, shape (n, D) or (n, Q, D): what the trained model made of `warmup`; None where nobody kept it.
+
+        Raises:
+            BundleTorn: unreadable, or no such array of finite numbers.
+        """
+        if WARMUP_QUERIES not in self.manifest.files:
+            return None
+        queries = self._array(WARMUP_QUERIES)
+        if queries.dtype != np.float32 or queries.ndim not in (2, 3) or not np.isfinite(queries).all():
+            raise BundleTorn(f"{WARMUP_QUERIES} is {queries.dtype} {queries.shape}; finite float32 (n, D) was expected")
+        return queries
 
 
 def refuse_taken(path: Path, *, overwrite: bool) -> None:

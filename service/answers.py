@@ -238,6 +238,39 @@ class ModelAnswer(TypedDict):
     variants: Annotated[list[ModelVariant], Field(description="All that is served, the default one first.")]
 
 
+class StoredBundle(TypedDict):
+    """A directory that may be activated."""
+
+    name: str
+    bundle: NotRequired[str]
+    model: NotRequired[str]
+    kind: NotRequired[str]
+    created: NotRequired[str]
+    refused: NotRequired[Annotated[str, Field(description="Why it is no bundle. Digests are verified on activation.")]]
+
+
+class BundleVariant(TypedDict):
+    """What a variant serves, and what it would go back to."""
+
+    variant: str
+    bundle: str
+    before: str | None
+
+
+class BundlesAnswer(TypedDict):
+    """What may be served, and what is."""
+
+    bundles: list[StoredBundle]
+    variants: list[BundleVariant]
+
+
+class SwapAnswer(BundleVariant):
+    """What a variant serves from now on."""
+
+    shared: Annotated[bool, Field(description="Whether others were told; false: it holds for this process only.")]
+    took_s: float
+
+
 class Readiness(TypedDict):
     """Ready to serve; the store may be away all the same."""
 

@@ -54,7 +54,7 @@ def create_app(
     if given is None:
         given = settings.read()
         logs.configure(level=given.log_level, form=given.log_format)
-    chosen = given
+    chosen, loaded = given, [served]
     keys = open_keys(chosen)
     rates = Rates(chosen.rate_limit, workers=chosen.workers, clock=clock)
     placements, plan = Placements.read(chosen.placements), Plan.read(chosen.variants)
@@ -66,7 +66,7 @@ def create_app(
         async with serving(
             chosen,
             store=sessions,
-            served=served,
+            served=loaded.pop() if loaded else None,  # not kept: it may be exchanged
             placements=placements,
             plan=plan,
             journal=journal,

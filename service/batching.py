@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from retrieval.recommenders import Stage
 from service import metrics
@@ -57,6 +57,14 @@ class Batched(Generic[A]):
     queue_s: float
     stages_s: Mapping[str, float]
     batch_size: int
+
+
+class Pool(Protocol):
+    """Whatever carries questions to what answers them."""
+
+    async def submit(self, question: Q, run: Run[Q, A], *, deadline: float) -> Batched[A]:
+        """See `MicroBatcher.submit`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -188,6 +196,7 @@ class MicroBatcher:
                     if batch:
                         metrics.DISPATCH.labels(reason).inc()
                         await self._run(batch)
+                        batch = []  # it holds the bundle that it was run by
                 elif self._is_closing:
                     return
                 else:

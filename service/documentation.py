@@ -11,11 +11,30 @@ from pydantic import TypeAdapter
 
 from service import __version__
 from service.answers import Problem
-from service.schemas import EventsRequest, ItemRequest, MergeRequest, RankingRequest, RecommendationRequest
+from service.schemas import (
+    ActivationRequest,
+    EventsRequest,
+    ItemRequest,
+    MergeRequest,
+    RankingRequest,
+    RecommendationRequest,
+    RollbackRequest,
+)
 
 DESCRIPTION = """Next-item recommendations from the event that happened a moment ago.
 
 Errors are `application/problem+json` (RFC 9457) with a stable `code`."""
+
+DESCRIBED = (
+    ActivationRequest,
+    EventsRequest,
+    ItemRequest,
+    MergeRequest,
+    RankingRequest,
+    RecommendationRequest,
+    RollbackRequest,
+    Problem,
+)
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -24,7 +43,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(title="Sequitur", version=__version__, description=DESCRIPTION, routes=app.routes)
         components = document.setdefault("components", {})
         schemas = components.setdefault("schemas", {})
-        for described in (EventsRequest, ItemRequest, MergeRequest, RankingRequest, RecommendationRequest, Problem):
+        for described in DESCRIBED:
             adapter: TypeAdapter[Any] = TypeAdapter(described)
             schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

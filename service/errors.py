@@ -18,6 +18,8 @@ SequiturError                the root, in `retrieval.errors` with BundleError, E
 ├── HeadTooLarge             headers beyond the limits
 ├── MalformedHttp            bytes that are no HTTP request
 ├── Overloaded               no permit, or no room in the queue: refused before any work
+├── BundleRefused            a bundle that must not be served; the one that is stays
+├── SwapConflict             another bundle is coming into service, or there is none to go back to
 ├── NotReady                 no bundle is loaded and warm
 ├── StoreUnavailable         the session store is away, full, locked or too slow
 └── DeadlineExceeded         out of time with nothing to show
@@ -183,6 +185,18 @@ class Overloaded(SequiturError):
         self.reason = reason
 
 
+class BundleRefused(SequiturError):
+    """A bundle that was to be activated and must not be; the message says why, and what is served."""
+
+    code = "bundle_refused"
+
+
+class SwapConflict(SequiturError):
+    """Bundles cannot be exchanged now."""
+
+    code = "swap_conflict"
+
+
 class NotReady(SequiturError):
     """No bundle is loaded and warm, or the worker behind it is gone."""
 
@@ -219,6 +233,8 @@ TABLE: dict[type[Exception], tuple[int, str]] = {
     UnsupportedMediaType: (415, "The body is not declared as JSON"),
     Unauthenticated: (401, "An API key is needed"),
     Forbidden: (403, "This API key may not do that"),
+    SwapConflict: (409, "Bundles cannot be exchanged now"),
+    BundleRefused: (422, "The bundle cannot be served"),
     UnknownItem: (404, "No such item"),
     ListGone: (404, "The list is not kept any more"),
     NotFound: (404, "Nothing is here"),

@@ -9,7 +9,7 @@ What callers said stands above what a bundle says, also above one that is traine
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from retrieval.catalog import Catalog, NewItem, Numbers, Words
@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 FOLLOW_EVERY_S = 1.0
 MAX_COLUMNS = 256  # attributes of a catalog: each takes room for every item, whether it has one or not
 WORDS = "a list of words"
+InThread = Callable[..., Awaitable[Any]]
 
 
 class Items:
@@ -103,12 +104,38 @@ class Items:
                 served, version = await self.caught_up(variant.served, variant.version)
                 self._install(variant, served, version)
 
-    async def caught_up(self, served: Served, version: int) -> tuple[Served, int]:
+    async def install(self, variant: Variant, served: Served, version: int) -> Served | None:
+        """Serves another bundle with what callers said of items; what is let go for it, if anything.
+
+        Args:
+            variant: what serves it from now on. What it served is kept in `before`.
+            served: any edition of the bundle.
+            version: of the changes that are in it.
+        """
+        async with self._building:
+            served, version = await self.replayed(served, version, like=variant)
+            gone = None if variant.before is None else variant.before[0]
+            variant.before = (variant.served, variant.version)
+            self._install(variant, served, version)
+            return gone
+
+    async def replayed(
+        self, served: Served, version: int = 0, *, like: Variant, run: InThread = asyncio.to_thread
+    ) -> tuple[Served, int]:
+        """An edition with all changes in it; where the store is away, with those that a variant has."""
+        try:
+            return await self.caught_up(served, version, run=run)
+        except StoreUnavailable:  # its version stays, so what was missed comes when the store does
+            changes = await run(changes_of, like.served)
+            return (await run(next_edition, served, changes) if changes else served), version
+
+    async def caught_up(self, served: Served, version: int, *, run: InThread = asyncio.to_thread) -> tuple[Served, int]:
         """An edition with all changes in it, and the store's version with the last of them.
 
         Args:
             served: an edition.
             version: of the changes that are in it; 0: none.
+            run: calls a function in another thread.
 
         Raises:
             StoreUnavailable: the store is away.
@@ -117,7 +144,7 @@ class Items:
             latest, changes = await self._store.item_changes(version)
             if latest < version:  # another store than before: an emptied Redis, a file that was replaced
                 latest, changes = await self._store.item_changes()
-        return (await asyncio.to_thread(next_edition, served, changes) if changes else served), latest
+        return (await run(next_edition, served, changes) if changes else served), latest
 
     def _install(self, variant: Variant, served: Served, version: int) -> None:
         is_changed, variant.served, variant.version = served is not variant.served, served, version
@@ -161,6 +188,19 @@ def next_edition(served: Served, changes: Sequence[ItemChange]) -> Served:
     if put:
         served = with_items(served, put)
     return without_items(served, gone) if gone else served
+
+
+def changes_of(served: Served) -> list[ItemChange]:
+    """What was said of items, as far as an edition shows it: the changes that lead there from the bundle alone."""
+    if not served.edition:
+        return []
+    now, before = served.catalog, served.bundle.catalog
+    changes = []
+    for row in range(1, len(now.ids)):
+        attributes, available = now.attributes(row), bool(now.available[row])
+        if row >= len(before.ids) or attributes != before.attributes(row) or available != before.available[row]:
+            changes.append(ItemChange(now.ids[row], available, attributes))
+    return changes
 
 
 def kinds_of(catalog: Catalog) -> dict[str, str]:

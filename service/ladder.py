@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from retrieval.recommenders import Served
 from service import metrics
-from service.batching import MicroBatcher, Run
+from service.batching import Pool, Run
 from service.errors import DeadlineExceeded, Overloaded, code_of
 from service.timing import Timings
 
@@ -35,6 +35,7 @@ class Call:
         timings: what each stage took so far.
         reasons: why its answer is degraded, in the order in which it happened.
         variant: which of the variants `served` is of.
+        is_counted: whether somebody gets the answer, and not only a trial or a shadow.
     """
 
     served: Served
@@ -44,10 +45,13 @@ class Call:
     timings: Timings
     reasons: list[str] = field(default_factory=list)
     variant: str = "default"
+    is_counted: bool = True
 
     def degrade(self, reason: str, error: Exception | None = None) -> None:
         """Says and counts that something simpler has to do."""
         self.reasons.append(reason)
+        if not self.is_counted:
+            return
         metrics.DEGRADED.labels(reason).inc()
         if error is not None:
             metrics.ERRORS.labels(code_of(error)).inc()
@@ -66,7 +70,7 @@ class Rung(Generic[Q, A]):
         is_own: whether an answer is one of this rung, and not what stood in where its model had nothing to say.
     """
 
-    batcher: MicroBatcher
+    batcher: Pool
     run: Run[Q, A]
     share: float
     late: str
@@ -101,7 +105,8 @@ async def climb_down(
             asked = question(lambda deadline=deadline: deadline - clock())  # type: ignore[misc]
             batched = await rung.batcher.submit(asked, rung.run, deadline=deadline)
         except DeadlineExceeded as error:
-            metrics.DEADLINE_EXCEEDED.labels(error.stage).inc()
+            if call.is_counted:
+                metrics.DEADLINE_EXCEEDED.labels(error.stage).inc()
             call.degrade(rung.late)
         except Overloaded:
             if at == len(rungs) - 1:

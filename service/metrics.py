@@ -131,6 +131,8 @@ RANKINGS = ("full", "short", "late", "failed")
 POOLS = ("generator", "encoder")
 SHED_REASONS = ("in_flight", "queue_full", "queue_slow", "store_slow", "late", "abandoned", "shutdown")
 DISPATCH_REASONS = ("idle", "full", "waited")
+SWAP_OUTCOMES = ("ok", "rolled_back", "failed")
+SHADOW_OUTCOMES = ("answered", "degraded", "dropped", "failed")
 UNKNOWN = "unknown"  # a variant that is not configured, or no recommendation id of ours
 EVENT_OUTCOMES = ("accepted", "duplicate", "too_old")
 STORE_OPERATIONS = (
@@ -207,7 +209,17 @@ INDEX_BUILD_SECONDS = Gauge(
     multiprocess_mode="livemax",
     registry=REGISTRY,
 )
-SWAPS = Counter("sequitur_swaps", "Bundles brought into service.", ["outcome"], registry=REGISTRY)
+SWAPS = Counter(
+    "sequitur_swaps", "Bundles brought into service, taken back, or refused.", ["outcome"], registry=REGISTRY
+)
+SHADOW = Counter("sequitur_shadow", "Requests offered to a shadow variant.", ["variant", "outcome"], registry=REGISTRY)
+SHADOW_OVERLAP = Histogram(
+    "sequitur_shadow_overlap",
+    "Share of a list that the shadow variant would have shown, too.",
+    ["variant"],
+    buckets=tuple(n / 10 for n in range(11)),
+    registry=REGISTRY,
+)
 STORE_ERRORS = Counter("sequitur_store_errors", "Session store failures.", ["operation"], registry=REGISTRY)
 EVENTS = Counter("sequitur_events", "Events received.", ["outcome"], registry=REGISTRY)
 ATTRIBUTED_CLICKS = Counter(
@@ -290,7 +302,7 @@ for _metric, _values in (
     (DEADLINE_EXCEEDED, ("state", "queue", "model", "respond")),
     (EVENTS, EVENT_OUTCOMES),
     (STORE_ERRORS, STORE_OPERATIONS),
-    (SWAPS, ("ok", "failed")),
+    (SWAPS, SWAP_OUTCOMES),
     (ATTRIBUTED_CLICKS, ("default", UNKNOWN)),
     (RANKED_LISTS, RANKINGS),
     (GENERATED_LISTS, ("true", "false")),

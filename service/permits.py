@@ -15,6 +15,7 @@ Delay", section 4; additive rise and multiplicative fall are Chiu and Jain's (19
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,6 +121,11 @@ class Permits:
             self.waiting -= 1
             self.taken += 1
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is being served, and nobody waits for a store."""
+        return not self.taken and not self.waiting
+
     def felt(self, wait_s: float, what: str) -> None:
         """Hears how long some work waited for something before it was begun."""
         self._shortest_s[what] = min(self._shortest_s.get(what, math.inf), wait_s)
@@ -145,3 +151,21 @@ class Permits:
             now = self._clock()
             self.felt(TURNS * max(0.0, now - due), "loop")
             due = max(due, now - LOOK_EVERY_S)
+
+
+class Unlimited(Permits):
+    """For work that nobody waits for: as many as are wanted, and none of them counts."""
+
+    def __init__(self) -> None:
+        self.taken = self.waiting = 0
+        self.limit = sys.maxsize
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Nothing."""
+        yield
+
+    @contextmanager
+    def lent(self, *, is_bounded: bool = False) -> Iterator[None]:  # noqa: ARG002
+        """Nothing."""
+        yield

@@ -30,7 +30,7 @@ from service.answers import (
     SimilarAnswer,
 )
 from service.attribution import new_id
-from service.batching import MicroBatcher, Run
+from service.batching import Pool, Run
 from service.budgets import Budgets
 from service.cards import Cards
 from service.errors import DeadlineExceeded
@@ -39,7 +39,7 @@ from service.keys import Key
 from service.ladder import Call, Rung, TimeLeft, climb_down
 from service.pace import Pace
 from service.pages import Pages, encoded
-from service.permits import Permits
+from service.permits import Permits, Unlimited
 from service.placements import Placements, Wanted
 from service.questions import STORE_AWAY, Questions, filter_of, joined, request_of, rows_of
 from service.runs import FULL, GENERATED, RETRIEVED, Asked, Listed, Listing, Scoring
@@ -62,11 +62,15 @@ class Pipeline:
         questions: reads bodies.
         placements: what is wanted of lists beside good items.
         pools: `encoder` and `generator`: each carries the work of one in a thread of its own.
-        permits: shared with everything else that works on requests.
+        permits: shared with everything else that works on requests; None: nobody gets the answers, and nothing of them
+            is counted or kept.
         pages: keeps what follows the first page of a list.
         budgets: of query sequences, by API key.
         journal: keeps what was served.
         clock: seconds from some fixed moment; deadlines and timings.
+
+    Attributes:
+        offer: hears of every list that was made; None: nobody does.
     """
 
     def __init__(
@@ -75,8 +79,8 @@ class Pipeline:
         *,
         questions: Questions,
         placements: Placements,
-        pools: Mapping[str, MicroBatcher],
-        permits: Permits,
+        pools: Mapping[str, Pool],
+        permits: Permits | None,
         pages: Pages,
         budgets: Budgets,
         journal: Journal,
@@ -86,11 +90,13 @@ class Pipeline:
         self._questions = questions
         self._placements = placements
         self._pools = pools
-        self._permits = permits
+        self._permits = Unlimited() if permits is None else permits
+        self._is_counted = permits is not None
         self._pages = pages
         self._budgets = budgets
         self._journal = journal
         self._clock = clock
+        self.offer: Callable[[RecommendationRequest, RecommendationAnswer], None] | None = None
         self._pace = Pace(clock)
 
     async def recommend(
@@ -111,7 +117,8 @@ class Pipeline:
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
-            call = self._questions.call(asked, self._variants.choose(asked), arrived=arrived)
+            variant = self._variants.choose(asked)
+            call = self._questions.call(asked, variant, arrived=arrived, is_counted=self._is_counted)
             served, timings = call.served, call.timings
 
             wanted = self._placements.wanted(asked)
@@ -161,11 +168,12 @@ class Pipeline:
                     kept = FrozenList(recommendation_id, asked.user_id, payload)
                     with self._permits.lent():
                         following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
-            metrics.HISTORY.observe(len(request.history))
-            metrics.ELIGIBLE.observe(eligible.count)
-            if len(answer) < wanted.k:
-                metrics.SHORT_LISTS.inc()
-            _observe(timings)
+            if self._is_counted:
+                metrics.HISTORY.observe(len(request.history))
+                metrics.ELIGIBLE.observe(eligible.count)
+                if len(answer) < wanted.k:
+                    metrics.SHORT_LISTS.inc()
+                _observe(timings)
             body: RecommendationAnswer = {
                 "recommendation_id": recommendation_id,
                 "items": items,
@@ -177,13 +185,16 @@ class Pipeline:
             }
             if answer.exact is not None and GENERATED in answer.sources:
                 body["exact"] = answer.exact
-                metrics.GENERATED_LISTS.labels(str(answer.exact).lower()).inc()
+                if self._is_counted:
+                    metrics.GENERATED_LISTS.labels(str(answer.exact).lower()).inc()
             if asked.explain and served.ranker is not None:
                 body["ranking"] = _ranking(served.ranker, wanted.goals, answer)
             if answer.unmet:
                 body["unmet"] = list(answer.unmet)
-            if asked.consent:
+            if asked.consent and self._is_counted:
                 self._journal.served(ServedList(body, asked.user_id, asked.placement, wanted.k, bool(answer.ranked)))
+            if self.offer is not None:
+                self.offer(asked, body)
             return body
 
     async def rank(self, asked: RankingRequest, *, arrived: float, caller: Key | None = None) -> RankingAnswer:
@@ -201,7 +212,8 @@ class Pipeline:
             DeadlineExceeded: out of time with nothing to show.
         """
         with self._permits.hold():
-            call = self._questions.call(asked, self._variants.choose(asked), arrived=arrived)
+            variant = self._variants.choose(asked)
+            call = self._questions.call(asked, variant, arrived=arrived, is_counted=self._is_counted)
             served = call.served
             goals = self._placements.goals(asked.placement)
             served.recommender.check(goals)
@@ -276,10 +288,12 @@ class Pipeline:
         until = call.deadline - RESERVE_SHARE * call.budget_s
         listed = await climb_down(call, rungs, question, until=until, clock=self._clock)
         if listed is None and self._clock() >= call.deadline:
-            metrics.DEADLINE_EXCEEDED.labels("respond").inc()
+            if call.is_counted:
+                metrics.DEADLINE_EXCEEDED.labels("respond").inc()
             raise DeadlineExceeded("respond")
         if listed is not None and listed.ranking is not None:
-            metrics.RANKED_LISTS.labels(listed.ranking).inc()
+            if call.is_counted:
+                metrics.RANKED_LISTS.labels(listed.ranking).inc()
             if listed.ranking != FULL:
                 call.degrade(f"ranker_{listed.ranking}", listed.answer.ranker_error)
         return listed

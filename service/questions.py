@@ -59,7 +59,14 @@ class Questions:
         self._clock = clock
         self._now = now
 
-    def call(self, asked: RecommendationRequest | RankingRequest, variant: Variant, *, arrived: float) -> Call:
+    def call(
+        self,
+        asked: RecommendationRequest | RankingRequest,
+        variant: Variant,
+        *,
+        arrived: float,
+        is_counted: bool = True,
+    ) -> Call:
         """The beginning of a request.
 
         Raises:
@@ -69,7 +76,15 @@ class Questions:
         check_times(asked.history, now, field="history")
         budget_s = self._deadline_s if asked.deadline_ms is None else asked.deadline_ms / 1000
         timings = Timings(self._clock)
-        return Call(variant.served, now, arrived + budget_s, budget_s, timings, variant=variant.name)
+        return Call(
+            variant.served,
+            now,
+            arrived + budget_s,
+            budget_s,
+            timings,
+            variant=variant.name,
+            is_counted=is_counted,
+        )
 
     async def remembered(self, asked: RecommendationRequest | RankingRequest, call: Call) -> History:
         """The stored history; empty where the store is away, and the store is not touched without consent."""

@@ -15,6 +15,7 @@ from starlette.responses import FileResponse, Response
 from retrieval.errors import InvalidFilter, InvalidRule, UnknownItem
 from service import metrics
 from service.answers import (
+    BundlesAnswer,
     EventsAnswer,
     HistoryAnswer,
     ItemAnswer,
@@ -25,10 +26,12 @@ from service.answers import (
     Readiness,
     RecommendationAnswer,
     SimilarAnswer,
+    SwapAnswer,
 )
 from service.errors import (
     BodyTooLarge,
     BudgetExhausted,
+    BundleRefused,
     DeadlineExceeded,
     Forbidden,
     InvalidRequest,
@@ -40,6 +43,7 @@ from service.errors import (
     RateLimited,
     SlowBody,
     StoreUnavailable,
+    SwapConflict,
     Unauthenticated,
     UnsupportedMediaType,
     of_validation,
@@ -53,11 +57,13 @@ from service.schemas import (
     MAX_ID,
     MAX_K,
     MAX_WORD,
+    ActivationRequest,
     EventsRequest,
     ItemRequest,
     MergeRequest,
     RankingRequest,
     RecommendationRequest,
+    RollbackRequest,
 )
 from service.state import State
 from service.users import Users
@@ -130,6 +136,15 @@ async def _parsed(request: Request, model: type[Body]) -> Body:
         UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
     """
     _state(request).permits.check()
+    return _read(request, model)
+
+
+def _read(request: Request, model: type[Body]) -> Body:
+    """The body as `model`, however busy the process is.
+
+    Raises:
+        UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
+    """
     media = header(request.scope, b"content-type")
     if media not in ("", "application/json") and not _is_json(media):
         # Browsers may send forms and plain text to other origins without asking; JSON they may not.
@@ -408,6 +423,54 @@ async def erase(request: Request, user_id: PathId) -> Response:
 async def model(request: Request) -> Response:
     """Bundle, digest, data dates, catalog size and measured quality."""
     return _json(_state(request).about())
+
+
+@api.get(
+    "/admin/bundles",
+    summary="See which bundles may be served, and which are",
+    response_model=None,
+    responses={200: {"model": BundlesAnswer, "description": "By name."}, **responses(*_KEYED)},
+)
+async def bundles(request: Request) -> Response:
+    """What lies in the directory of bundles, by what it says of itself. Digests are verified on activation."""
+    return _json(await _state(request).bundles.listed())
+
+
+@api.post(
+    "/admin/bundles/activate",
+    summary="Serve another bundle",
+    response_model=None,
+    openapi_extra=_takes(ActivationRequest),
+    responses={
+        200: {"model": SwapAnswer, "description": "It is being served."},
+        **responses(*_BODY, BundleRefused, SwapConflict, *_KEYED),
+    },
+)
+async def activate(request: Request) -> Response:
+    """Loads it beside the one that is served, verifies, warms and tries it, then changes over at once.
+
+    Requests under way end on the bundle that they began with. Other processes on the same store follow. A bundle that
+    fails on the way is refused with the reason, and nothing changes. The answer comes when all is done, and what was
+    begun is seen through without a caller, too.
+    """
+    asked = _read(request, ActivationRequest)
+    return _json(await _state(request).bundles.activate(asked.bundle, asked.variant))
+
+
+@api.post(
+    "/admin/bundles/rollback",
+    summary="Serve again what was served before",
+    response_model=None,
+    openapi_extra=_takes(RollbackRequest),
+    responses={
+        200: {"model": SwapAnswer, "description": "It is being served again."},
+        **responses(*_BODY, SwapConflict, *_KEYED),
+    },
+)
+async def rollback(request: Request) -> Response:
+    """Changes back to the one bundle that is kept, which is loaded and warm. Twice leads to where it began."""
+    asked = _read(request, RollbackRequest)
+    return _json(await _state(request).bundles.rollback(asked.variant))
 
 
 @probes.get(

@@ -356,6 +356,26 @@ class ItemRequest(_Body):
     available: Annotated[bool, Field(strict=True)] = Field(default=True, description="Whether it may be shown.")
 
 
+VariantName = Annotated[Word, Field(description="Which variant.")]
+
+
+class ActivationRequest(_Body):
+    """Which bundle to serve."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"bundle": "books"}})
+
+    bundle: Annotated[str, Field(min_length=1, max_length=MAX_ID, strict=True)] = Field(
+        description="The name of a directory in SEQUITUR_BUNDLES."
+    )
+    variant: VariantName = "default"
+
+
+class RollbackRequest(_Body):
+    """Where to go back."""
+
+    variant: VariantName = "default"
+
+
 def check_times(events: Sequence[HistoryEvent | str], now: float, *, field: str) -> None:
     """Refuses events of the future; the schema cannot, because it knows no clock.
 

@@ -10,17 +10,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from retrieval import soundness
 from retrieval.bundle import Bundle
 from retrieval.encoder import best_device
-from retrieval.errors import BundleError, BundleForeign
+from retrieval.errors import BundleForeign
 from retrieval.recommenders import Served, load
 from service import metrics
 from service.answers import ModelAnswer, Readiness
+from service.aside import Aside
 from service.batching import MicroBatcher
 from service.budgets import Budgets
-from service.errors import NotReady, StoreUnavailable
+from service.bundles import Bundles, shown
+from service.errors import NotReady, Overloaded, StoreUnavailable
 from service.items import Items
 from service.journal import Journal, NoJournal
 from service.pages import Pages
@@ -28,17 +32,16 @@ from service.permits import Permits
 from service.pipeline import Pipeline
 from service.placements import Placements
 from service.questions import Questions
-from service.schemas import MAX_DEADLINE_MS, MAX_HISTORY, RecommendationRequest
 from service.sessions import SessionStore
 from service.settings import BATCH_SHARE, QUEUE_SHARE, WAIT_SHARE, Settings
+from service.shadow import Shadow
+from service.trial import Trial, warm_up
 from service.users import Users
-from service.variants import DEFAULT, Plan, Variant, Variants, bundle_path
+from service.variants import DEFAULT, Plan, Variants, bundle_path
 
 _log = logging.getLogger(__name__)
 
-FAILED = {"generator_failed", "encoder_failed", "ranker_failed"}
 COUNT_EVERY_S = 1.0
-WARMUP_HISTORIES = 64  # enough to meet every shape; a bundle with thousands must not hold up its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class State:
     store: SessionStore
     pools: Mapping[str, MicroBatcher]
     variants: Variants
+    bundles: Bundles
+    shadow: Shadow
     pipeline: Pipeline
     users: Users
     items: Items
@@ -123,8 +128,27 @@ def load_bundle(settings: Settings, path: Path | None = None) -> Served:
     Raises:
         BundleError: it cannot be served; the message says why.
     """
+    return serve_bundle(settings, open_bundle(path or settings.bundle_dir))
+
+
+def open_bundle(path: Path) -> Bundle:
+    """A bundle, verified and read, its graphs not yet opened.
+
+    Raises:
+        BundleError: a file is missing, torn, or another one than the manifest says.
+    """
+    bundle = Bundle.open(path)
+    _ = bundle.catalog, bundle.item_vectors, bundle.text_vectors, bundle.statistics, bundle.codes, bundle.warmup
+    return bundle
+
+
+def serve_bundle(settings: Settings, bundle: Bundle) -> Served:
+    """What answers from a bundle, on the device that the settings name.
+
+    Raises:
+        BundleError: it cannot be served; the message says why.
+    """
     started = time.perf_counter()
-    bundle = Bundle.open(path or settings.bundle_dir)
     device = best_device() if settings.device == "auto" else settings.device
     try:
         served = load(bundle, threads=settings.threads, device=device)
@@ -163,11 +187,10 @@ async def serving(
         loaded[name] = await asyncio.to_thread(load_bundle, settings, bundle_path(settings.bundles_dir, table.bundle))
     variants = Variants(loaded, plan)
     for variant in variants:
-        manifest = variant.served.bundle.manifest
-        metrics.BUNDLE_INFO.labels(variant.served.bundle.name, manifest.model, manifest.kind).set(1)
+        shown(variant.served, is_served=True)
         metrics.ATTRIBUTED_CLICKS.labels(variant.name)
-    served = variants.default.served
     metrics.INDEX_ITEMS.labels(served.index.name).set(len(served.catalog))
+    del served, loaded  # another bundle may take their place, and this frame lives as long as the process
 
     try:
         await store.open()
@@ -206,57 +229,94 @@ async def serving(
         timeout_s=settings.store_timeout_s,
         clock=clock,
     )
-    pipeline = Pipeline(
-        variants,
+    through = partial(
+        Pipeline,
         questions=questions,
         placements=placements,
-        pools=pools,
-        permits=permits,
         pages=pages,
         budgets=budgets,
         journal=journal,
         clock=clock,
     )
+
+    def rehearse(over: Variants, thread: Aside) -> Pipeline:
+        return through(over, pools=dict.fromkeys(pools, thread), permits=None)
+
+    def check_idle() -> None:
+        if not permits.is_idle:
+            raise Overloaded("somebody waits", reason="in_flight")
+
+    aside, behind = Aside(clock), Aside(clock, check=check_idle)
+    shadow = Shadow(plan, rehearse(variants, behind), is_idle=lambda: permits.is_idle, clock=clock)
+    pipeline = through(variants, pools=pools, permits=permits)
     users = Users(store, variants=variants, permits=permits, journal=journal, now=now)
     items = Items(variants, store=store, permits=permits)
+
+    async def load_beside(path: Path) -> Served:
+        bundle = await aside.run(open_bundle, path)
+        if settings.threads == 1:
+            return await aside.run(serve_bundle, settings, bundle)
+        # onnxruntime starts threads of its own here, which would keep the low priority for as long as they live.
+        return await asyncio.to_thread(serve_bundle, settings, bundle)
+
+    bundles = Bundles(
+        variants,
+        directory=settings.bundles_dir,
+        load=load_beside,
+        trial=Trial(partial(rehearse, thread=aside), placements=placements, aside=aside, clock=clock),
+        items=items,
+        store=store,
+        aside=aside,
+    )
     following: list[asyncio.Task[None]] = []
     try:
         try:
             await items.refresh()
         except StoreUnavailable as error:
             _log.error("changes of items are not in effect until the store is there: %s", error)
+        try:
+            await bundles.refresh()
+        except StoreUnavailable as error:
+            _log.error("what was activated is not known until the store is there: %s", error)
         at_once = min(settings.max_batch, settings.max_in_flight, settings.queue_limit)
         for variant in variants:
             await asyncio.to_thread(placements.check, variant.served)
-            await warm_up(pipeline, variant, clock, at_once=at_once)
+            await asyncio.to_thread(soundness.check_references, variant.served)
+            await warm_up(pipeline, variant.served, variant.name, clock, at_once=at_once)
         metrics.SWAPS.labels("ok").inc()
         # What was loaded stays: without this each full collection walks the whole catalog, in the middle of a request.
         gc.collect()
         gc.freeze()
         for batcher in pools.values():  # only now: whoever warms up has time
             batcher.longest_s = QUEUE_SHARE * settings.deadline_s
+        pipeline.offer = shadow.offer if plan.shadow else None
         following.append(asyncio.create_task(permits.watch(), name="permits"))
         following.append(asyncio.create_task(_count_kept(), name="metrics"))
         following.append(asyncio.create_task(budgets.follow(store if store.durable else None), name="budgets"))
         if store.durable:  # others may write to it
             following.append(asyncio.create_task(items.follow(), name="items"))
+            following.append(asyncio.create_task(bundles.follow(), name="bundles"))
         metrics.READY.set(1)
-        yield State(store, pools, variants, pipeline, users, items, pages, permits, settings.store_timeout_s)
+        yield State(
+            store, pools, variants, bundles, shadow, pipeline, users, items, pages, permits, settings.store_timeout_s
+        )
     finally:
         metrics.READY.set(0)
         for task in following:
             task.cancel()
         if following:
             await asyncio.wait(following)
+        await bundles.close()
+        await shadow.close()
+        for thread in (aside, behind):
+            thread.close()
         for batcher in pools.values():
             await batcher.close()
         await store.close()
         await journal.close()
         gc.unfreeze()
-        if metrics.MULTIPROCESS_DIR is None:  # there the series ends with the process, and cannot earlier
-            for variant in variants:
-                manifest = variant.served.bundle.manifest
-                metrics.BUNDLE_INFO.remove(variant.served.bundle.name, manifest.model, manifest.kind)
+        for variant in variants:
+            shown(variant.served, is_served=False)
 
 
 async def _count_kept() -> None:
@@ -264,35 +324,3 @@ async def _count_kept() -> None:
     while True:
         await asyncio.sleep(COUNT_EVERY_S)
         metrics.count_kept()
-
-
-async def warm_up(pipeline: Pipeline, variant: Variant, clock: Callable[[], float], *, at_once: int) -> None:
-    """Replays the bundle's sample histories through the real pipeline: one by one, then as many together as may be.
-
-    Raises:
-        BundleError: the model failed on one of them.
-    """
-    served = variant.served
-    histories = served.bundle.warmup[:WARMUP_HISTORIES] or [[served.catalog.ids[1]]]
-    asked = [
-        RecommendationRequest.model_validate(
-            {
-                "history": history[-MAX_HISTORY:],
-                "model": variant.name,
-                "consent": False,
-                "deadline_ms": MAX_DEADLINE_MS,
-            }
-        )
-        for history in histories
-    ]
-    answers = [await pipeline.recommend(one, arrived=clock()) for one in asked]
-    for start in range(0, len(asked), at_once):
-        together = [pipeline.recommend(one, arrived=clock()) for one in asked[start : start + at_once]]
-        answers += await asyncio.gather(*together)
-    failed = [answer for answer in answers if FAILED & {*answer["degraded_reasons"]}]
-    if failed:
-        metrics.SWAPS.labels("failed").inc()
-        raise BundleError(
-            f"{served.bundle.path} failed {len(failed)} of {len(answers)} warm-up requests, see the log; "
-            "export it again"
-        )

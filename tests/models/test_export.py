@@ -22,7 +22,7 @@ from models.encoders.sasrec import SASRec, SASRecConfig
 from models.errors import ExportError
 from models.export import export, git_commit, parity, write_graph
 from retrieval import bundle as bundles
-from retrieval import index, recommenders
+from retrieval import index, recommenders, soundness
 from retrieval.bundle import Bundle
 from retrieval.catalog import Catalog
 from retrieval.encoder import OnnxEncoder
@@ -95,6 +95,9 @@ def test_a_bundle_says_what_it_is(tmp_path: Path) -> None:
     assert not opened.item_vectors[0].any()
     assert opened.warmup[0] == [f"i{row}" for row in histories()[0].newest(6).rows]
     assert len(opened.warmup) == exporting.WARMUP_HISTORIES
+    soundness.check(recommenders.load(opened))
+    assert opened.warmup_queries is not None
+    assert len(opened.warmup_queries) == exporting.WARMUP_HISTORIES
 
 
 @pytest.mark.usefixtures("quick")

@@ -5,7 +5,7 @@ import pytest
 
 from service import metrics
 from service.errors import Overloaded
-from service.permits import FEWEST, WINDOW_S, Permits
+from service.permits import FEWEST, WINDOW_S, Permits, Unlimited
 
 
 @pytest.fixture
@@ -116,3 +116,15 @@ async def test_a_late_event_loop_is_felt():
         time.sleep(0.02)  # the event loop does nothing else meanwhile
     watching.cancel()
     assert permits.limit < 50
+
+
+def test_work_that_nobody_waits_for_takes_none_and_is_no_reason_not_to_be_idle():
+    permits = Permits(1)
+    free = Unlimited()
+    with free.hold(), free.hold(), free.lent():
+        assert free.is_idle
+    with permits.hold():
+        assert not permits.is_idle
+        with permits.lent():
+            assert not permits.is_idle
+    assert permits.is_idle
