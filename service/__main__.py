@@ -4,26 +4,22 @@ The application is imported late: its metrics look for the directory that worker
 """
 
 import argparse
+import asyncio
 import errno
-import os
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import uvicorn
 
 from retrieval.errors import BundleError
-from service import settings
-from service.connections import Connection
+from service import logs, settings
 from service.errors import ConfigurationError
 from service.keys import open_keys
-from service.settings import Settings
+from service.settings import CLOSE_S, STOP_S, Settings
 
 REFUSED = 2  # exit status: nothing was started, and trying again without a change will not help
-DRAIN_S = 10  # how long open requests may take after the signal to stop
+INTERRUPTED = 130  # exit status: Ctrl-C before anything was served
 BACKLOG = 2048  # connections that the kernel holds for us
 
 
@@ -40,10 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         open_keys(chosen)  # before anything is loaded, like the port
         listening = _listen(chosen)
         with listening:
+            logs.configure(level=chosen.log_level, form=chosen.log_format)
             return _serve_one(chosen, listening) if chosen.workers == 1 else _serve_many(chosen, listening)
     except (ConfigurationError, BundleError) as error:
         sys.stderr.write(f"sequitur cannot start: {error}\n")
         return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except TimeoutError as error:
+        sys.stderr.write(f"sequitur was stopped before it had closed everything: {error}\n")
+        return 1
 
 
 def _listen(chosen: Settings) -> socket.socket:
@@ -65,15 +67,13 @@ def _listen(chosen: Settings) -> socket.socket:
 
 
 def _serve_one(chosen: Settings, listening: socket.socket) -> int:
-    from service import logs
     from service.app import create_app
-    from service.state import load_bundle
+    from service.server import Server
 
-    logs.configure(level=chosen.log_level, form=chosen.log_format)
-    app = create_app(chosen, served=load_bundle(chosen))
-    server = _Announced(uvicorn.Config(app, **_OPTIONS), url=_url(listening))
+    url = _url(listening)
+    server = Server(create_app(chosen), drain_s=chosen.drain_s, on_ready=lambda: _say(f"Sequitur is ready on {url}"))
     server.run(sockets=[listening])
-    return 0 if server.started else 1
+    return 0
 
 
 def _serve_many(chosen: Settings, listening: socket.socket) -> int:
@@ -81,53 +81,34 @@ def _serve_many(chosen: Settings, listening: socket.socket) -> int:
     from retrieval.bundle import Bundle
     from service.journal import open_journal
     from service.placements import Placements
+    from service.supervisor import Supervisor
     from service.variants import Plan
 
     Bundle.open(chosen.bundle_dir)  # refused here once instead of in every worker
     Placements.read(chosen.placements)
     Plan.read(chosen.variants)
     open_journal(chosen.log)
-    host, port = listening.getsockname()[:2]
-    sys.stdout.write(f"Sequitur starts {chosen.workers} workers on {_url(listening)}\n")
-    sys.stdout.flush()
-    listening.close()  # the supervisor makes its own, which the workers share
-    settings.publish(chosen.model_copy(update={"port": port}))
+    url = _url(listening)
+    _say(f"Sequitur starts {chosen.workers} workers on {url}")
     with tempfile.TemporaryDirectory(prefix="sequitur-metrics-") as directory:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-        uvicorn.run("service.app:create_app", factory=True, host=host, port=port, workers=chosen.workers, **_OPTIONS)
-    return 0
+        supervisor = Supervisor(
+            listening,
+            count=chosen.workers,
+            environment=settings.environment(chosen, PROMETHEUS_MULTIPROC_DIR=directory),
+            stop_s=chosen.drain_s + STOP_S + CLOSE_S,
+            on_ready=lambda: _say(f"Sequitur is ready on {url}"),
+        )
+        return asyncio.run(supervisor.run())
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-_OPTIONS: dict[str, Any] = {
-    "http": Connection,
-    "ws": "none",  # where its library is installed, an upgrade would be answered past the application
-    "log_config": None,
-    "access_log": False,
-    "server_header": False,
-    "date_header": False,
-    "proxy_headers": False,  # who calls is who connects; a header must not turn a stranger into this machine
-    "timeout_graceful_shutdown": DRAIN_S,
-    "backlog": BACKLOG,
-}
-
-
-class _Announced(uvicorn.Server):
-    """A server that says where it is once it is ready."""
-
-    def __init__(self, config: uvicorn.Config, *, url: str) -> None:
-        super().__init__(config)
-        self._url = url
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            sys.stdout.write(f"Sequitur is ready on {self._url}\n")
-            sys.stdout.flush()
 
 
 if __name__ == "__main__":

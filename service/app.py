@@ -95,6 +95,7 @@ def create_app(
         exception_handlers={HTTPException: _http, RequestValidationError: _validation},
     )
     app.state.shell = None
+    app.state.leaving = False
     for router in (api, probes, pages):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))

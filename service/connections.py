@@ -82,6 +82,11 @@ class Connection(HttpToolsProtocol):
     _look: asyncio.TimerHandle | None = None
     _at_work: RequestResponseCycle | None = None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request is expected that is not whole yet."""
+        return self._waiting_since is not None
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._waiting_since = self.loop.time()

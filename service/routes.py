@@ -492,6 +492,8 @@ async def livez() -> Response:
 )
 async def readyz(request: Request) -> Response:
     """Whether to send requests here. A store that is away is a degraded state, not an unready one."""
+    if request.app.state.leaving:
+        raise NotReady("this process is being stopped; send requests to another")
     return _json(await _state(request).readiness())
 
 

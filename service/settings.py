@@ -31,6 +31,10 @@ QUEUE_SHARE = 0.4  # of the deadline: how long a request may have to wait for th
 BATCH_SHARE = 0.2  # of the deadline: how long a batch may take, so that those behind it have a chance
 RESERVE_SHARE = 0.2  # of the deadline: kept for answering from the popular list when the recommender is not back
 
+# When a process is told to stop it drains for `drain_s`; then come:
+STOP_S = 10.0  # the longest that requests under way may take, once nothing is accepted any more
+CLOSE_S = 10.0  # the longest that flushing and closing may take after that
+
 
 class Settings(BaseModel):
     """One frozen object, read once and passed on from `create_app`."""
@@ -94,6 +98,9 @@ class Settings(BaseModel):
         90 * 86_400.0, gt=0, description="Seconds after its newest event when a history is forgotten."
     )
     dedup_ttl_s: float = Field(86_400.0, gt=0, description="Seconds for which an event_id is remembered.")
+    drain_s: float = Field(
+        1.0, ge=0, le=600, description="Seconds between being unready and accepting nothing, once told to stop."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="One line per request, for people or machines.")
 
@@ -173,7 +180,7 @@ def read(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
         ) from error
 
 
-def publish(settings: Settings) -> None:
-    """Writes the settings back into the environment, from where worker processes read them again."""
-    for name, value in settings.model_dump(mode="json", exclude_none=True).items():
-        os.environ[PREFIX + name.upper()] = str(value)
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    """The environment of a process that is to read the same settings again."""
+    said = settings.model_dump(mode="json", exclude_none=True)
+    return {**os.environ, **{PREFIX + name.upper(): str(value) for name, value in said.items()}, **more}

@@ -55,10 +55,9 @@ class Process:
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
+        environment = {"PATH": PATH, "SEQUITUR_DRAIN_S": "0", **environment}  # no balancer is waited for
         with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, env={"PATH": PATH, **environment}, stdout=out, stderr=subprocess.STDOUT
-            )
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
     def until(self, ready: Callable[[], bool], what: str, *, limit_s: float = 30.0, pause_s: float = 0.2) -> None:
         """Returns when `ready` holds; fails with the output when the process ends first or the time is up."""

@@ -39,6 +39,7 @@ def running(directory: Path, *, bundle_dir: Path, **settings: str) -> Iterator[s
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQUITUR_")}
     environment |= {
         "SEQUITUR_STORE": f"sqlite:///{directory}/sessions.sqlite",
+        "SEQUITUR_DRAIN_S": "0",  # no balancer is waited for
         "SEQUITUR_DEADLINE_MS": "10000",  # what is not about time must not depend on how busy the machine is
         **{f"SEQUITUR_{name.upper()}": value for name, value in settings.items()},
     }

@@ -29,8 +29,8 @@ class ServiceProcess:
         self._directory = directory
         self._arguments = ("--port", "0", *arguments)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SEQUITUR_")}
-        # What is not about time must not depend on how busy the machine is.
-        chosen = {"DEADLINE_MS": "5000", **settings}
+        # What is not about time must not depend on how busy the machine is; nor is there a balancer to wait for.
+        chosen = {"DEADLINE_MS": "5000", "DRAIN_S": "0", **settings}
         self._environment = clean | {f"SEQUITUR_{name}": value for name, value in chosen.items()}
         self._environment["PYTHONPATH"] = str(ROOT)
         self._process: subprocess.Popen[str] | None = None
@@ -71,6 +71,16 @@ class ServiceProcess:
             except httpx.TransportError:
                 time.sleep(0.05)  # another process: there is nothing to wait on but its answer
         raise AssertionError(f"not ready in {READY_WITHIN_S} s; the log says:\n{self.log()}")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def said(self) -> str:
+        """The next line that it writes to standard output."""
+        return self._line()
 
     def log(self) -> str:
         """What it wrote to standard error."""

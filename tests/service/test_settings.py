@@ -76,9 +76,8 @@ def test_settings_are_frozen_described_and_silent_about_the_store():
     assert "secret" not in repr(Settings(store="redis://:secret@host/0"))
 
 
-def test_published_settings_are_read_back_the_same(monkeypatch):
+def test_another_process_reads_the_same_settings():
     chosen = Settings(port=81, bundle=Path("b"), workers=3, deadline_ms=12.5, allow_anonymous=True)
-    for name in Settings.model_fields:
-        monkeypatch.setenv(f"SEQUITUR_{name.upper()}", "")  # so that monkeypatch takes back what publish writes
-    settings.publish(chosen)
-    assert settings.read() == chosen
+    handed = settings.environment(chosen, PROMETHEUS_MULTIPROC_DIR="/m")
+    assert handed["PROMETHEUS_MULTIPROC_DIR"] == "/m"
+    assert settings.read(handed) == chosen
