@@ -3,6 +3,7 @@
 .DELETE_ON_ERROR:
 PYTHON ?= python3
 PORT ?= 8000
+JOBS ?= 2
 DATA ?=
 DATA_DIR ?=
 MODEL ?= sasrec
@@ -52,10 +53,10 @@ audit: $(AUDIT)/ready ## known vulnerabilities of what a server installs; asks P
 	  { echo "not clean: either a finding stands above, or PyPI's advisories could not be asked about a package"; exit 1; }
 
 test: $(FULL)/ready ## the whole suite, a real redis-server of its own included; what takes minutes is left to test-all
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal
 
 test-all: $(FULL)/ready ## everything, trainings, ten thousand random requests and a hundred thousand rows included
-	SEQUITUR_PROPERTY_REQUESTS=10000 SEQUITUR_PROPERTY_ROWS=100000 $(RUN) -m pytest -m "not gpu"
+	SEQUITUR_PROPERTY_REQUESTS=10000 SEQUITUR_PROPERTY_ROWS=100000 $(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not gpu"
 
 bench: $(FULL)/ready ## where the time of a request goes, stage by stage, above the no-op floor
 	$(RUN) -m loadtests stages --bundle artifacts/demo

@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
         return Connection(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def _whole_requests(self) -> None:
-        """Waits a moment for requests that are not whole yet, a new connection's first one included, not to lose them."""
+        """Waits a moment for requests that are still arriving, and for the first one of a new connection."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + WHOLE_S
         while loop.time() < give_up:
