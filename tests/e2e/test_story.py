@@ -132,10 +132,10 @@ def test_several_workers_share_the_store_and_their_metrics(start_service):
 
 
 def test_requests_under_way_are_answered_when_the_service_is_told_to_stop(start_service):
-    service = start_service(BATCH_WAIT_MS="300")
-    with ThreadPoolExecutor(1) as threads:
+    service = start_service(BATCH_WAIT_MS="1500")
+    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=service.url) as http:
         asked = threads.submit(httpx.post, f"{service.url}/v1/recommendations", json={"history": ["i05"], "k": 2})
-        while 'sequitur_queue_depth{pool="encoder"} 1.0' not in httpx.get(f"{service.url}/metrics").text:
+        while 'sequitur_queue_depth{pool="encoder"} 1.0' not in http.get("/metrics").text:
             assert not asked.done()
         assert service.stop() in (0, -signal.SIGTERM)
         assert len(asked.result().json()["items"]) == 2
