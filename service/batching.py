@@ -110,7 +110,6 @@ class MicroBatcher:
         self._queue_limit = queue_limit
         self._wait_s = wait_s
         self._clock = clock
-        self._depth = metrics.QUEUE_DEPTH.labels(pool)
         self._queue: deque[_Entry] = deque()
         self._arrival = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=pool)
@@ -123,6 +122,7 @@ class MicroBatcher:
         self._pool = pool
         self._pace = Pace(clock)
         self._free_at = 0.0  # on the clock: when the batch that is running should be done
+        metrics.watch(metrics.QUEUE_DEPTH.labels(pool), self, lambda batcher: len(batcher._queue))
 
     @property
     def is_alive(self) -> bool:
@@ -255,7 +255,6 @@ class MicroBatcher:
                 self._queue.append(entry)
             else:  # too late by the time that this batch is done: told now, while there is time for something simpler
                 _shed_late(entry)
-        self._depth.set(len(self._queue))
         return batch
 
     async def _run(self, batch: list[_Entry]) -> None:

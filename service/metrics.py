@@ -10,9 +10,11 @@ scrape adds all of them up. The `multiprocess_mode` of each gauge says how.
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+Owner = TypeVar("Owner")
 MULTIPROCESS_DIR = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
 REGISTRY = CollectorRegistry()
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4  # what `generate_latest` writes
@@ -89,12 +92,21 @@ class Kept:
 
 
 _every: list[Kept] = []
+_watched: WeakKeyDictionary[Any, tuple[Gauge, Callable[[Any], float]]] = WeakKeyDictionary()
+
+
+def watch(series: Gauge, owner: Owner, read: Callable[[Owner], float]) -> None:
+    """Lets a gauge show what `read` says of its owner when it is looked at: nobody has to set it at each change."""
+    _watched[owner] = series, read
 
 
 def count_kept() -> None:
-    """Counts what every series has kept: before a scrape, and every second for the scrapes of other workers."""
+    """Counts what every series has kept and reads every gauge that is watched: before a scrape, and every second for
+    the scrapes of other workers."""
     for series in _every:
         series.count()
+    for owner, (gauge, read) in list(_watched.items()):
+        gauge.set(read(owner))
 
 
 def kept(histogram: Histogram, values: Iterable[str]) -> Mapping[str, Kept]:

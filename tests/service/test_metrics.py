@@ -90,3 +90,18 @@ def test_observations_that_were_kept_are_counted_as_if_each_had_been_counted_at_
         want = registry.get_sample_value("counted_bucket", labels)
         assert registry.get_sample_value("kept_bucket", labels) == want
     assert registry.get_sample_value("kept_sum", {"stage": "encode"}) == pytest.approx(710.70001)
+
+
+def test_a_gauge_that_is_watched_shows_what_there_is_when_it_is_looked_at():
+    from prometheus_client import CollectorRegistry, Gauge
+
+    class Queue(list):
+        __hash__ = object.__hash__
+
+    registry = CollectorRegistry()
+    queue = Queue()
+    metrics.watch(Gauge("depth", "For this test.", registry=registry), queue, len)
+    for waiting in (0, 1, 2):
+        metrics.count_kept()
+        assert registry.get_sample_value("depth") == waiting
+        queue.append("somebody")
