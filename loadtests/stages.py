@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import secrets
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -48,6 +49,7 @@ from service.sessions import open_store
 FLOOR = "request, floor"
 WIDTH = 64
 EXCLUDED = 100
+BATCHES = (1, 8, 32, 64, 256)
 Figures = dict[str, dict[str, Any]]
 Call = Callable[[], Awaitable[Any]]
 
@@ -105,8 +107,8 @@ class NoIndex:
 class Whole:
     """Whole requests through applications that differ in one part, all in this process."""
 
-    def __init__(self, bundle: Bundle, *, threads: int, k: int, history: int) -> None:
-        self._served = load(bundle, threads=threads)
+    def __init__(self, bundle: Bundle, *, threads: int, k: int, history: int, device: str = "cpu") -> None:
+        self._served = load(bundle, threads=threads, device=device)
         self._threads = threads
         self._user_id = f"stages-{secrets.token_hex(8)}"  # the store may be one that holds real users
         catalog = self._served.catalog
@@ -116,13 +118,19 @@ class Whole:
         self.history = [catalog.ids[row] for row in rng.permutation(drawn)[: min(history, len(catalog) // 2)]]
         self.k = min(k, max(1, int(catalog.available.sum()) - len(self.history)))
         graph = bundle.manifest.graphs["encoder"]
-        self.encoder = OnnxEncoder(
-            bundle.path / graph.file,
-            names=graph.inputs,
-            length=bundle.manifest.window,
-            tables=Tables({ITEM_TABLE: bundle.item_vectors}),
-            threads=threads,
-        )
+        # The CPU's is there for comparison where requests go to another device.
+        self.encoders = {
+            name: OnnxEncoder(
+                bundle.path / graph.file,
+                names=graph.inputs,
+                length=bundle.manifest.window,
+                tables=Tables({ITEM_TABLE: bundle.item_vectors}),
+                threads=threads,
+                device=name,
+            )
+            for name in dict.fromkeys(("cpu", device))
+        }
+        self.encoder = self.encoders[device]
 
     @property
     def ranks(self) -> bool:
@@ -267,10 +275,14 @@ async def requests(whole: Whole, effort: Effort, *, redis: str | None, folder: P
 
 
 def encoding(whole: Whole, effort: Effort) -> Figures:
-    """The bundle's graph, for histories of the measured length."""
+    """The bundle's graph, for histories of the measured length: on the CPU, and on the device that was asked for."""
     rows = whole.served(encodes=False, retrieves=False).catalog.rows(whole.history)
     asked = Request(History.of_rows(rows))
-    return {f"encode, B={b}": alone(partial(whole.encoder.encode, [asked] * b), effort, per=b) for b in (1, 8, 32)}
+    figures: Figures = {}
+    for device, encoder in whole.encoders.items():
+        stage = "encode" if device == "cpu" else f"encode on {device}"
+        figures |= {f"{stage}, B={b}": alone(partial(encoder.encode, [asked] * b), effort, per=b) for b in BATCHES}
+    return figures
 
 
 def clustered(n: int) -> tuple[FloatArray, FloatArray]:
@@ -379,11 +391,19 @@ def table(figures: Figures) -> list[list[str]]:
     return rows
 
 
+def card() -> str:
+    """The name of the GPU; `unknown` where its driver has no tool to say it."""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
+
+
 def measure(
-    bundle: Bundle, effort: Effort, *, threads: int, k: int, history: int, redis: str | None, is_http: bool
+    bundle: Bundle, whole: Whole, effort: Effort, *, threads: int, k: int, redis: str | None, is_http: bool
 ) -> tuple[Figures, list[str]]:
     """All figures, and notes for the reader."""
-    whole = Whole(bundle, threads=threads, k=k, history=history)
     with tempfile.TemporaryDirectory(prefix="sequitur-stages-") as name:
         folder = Path(name)
         figures = asyncio.run(requests(whole, effort, redis=redis, folder=folder))
@@ -425,8 +445,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--k", type=int, default=20, help="items per answer")
     parser.add_argument("--history", type=int, default=50, help="events of the user who asks")
     parser.add_argument("--threads", type=int, default=1, help="cores for the model and the index")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs; cpu")
     parser.add_argument("--repeats", type=int, default=5, help="repetitions of everything")
     parser.add_argument("--quick", action="store_true", help="few calls, a small catalog: shows that it works")
+    parser.add_argument("--encode-only", action="store_true", help="the model's graph alone, at each batch size")
     parser.add_argument("--no-http", action="store_true", help="leave the comparison with a plain endpoint out")
     objectives.add_requirements(parser)
     report.add_record(parser)
@@ -438,15 +460,19 @@ def main(arguments: Sequence[str]) -> int:
     effort = Effort.of(is_quick=given.quick, repeats=given.repeats)
     try:
         bundle = Bundle.open(given.bundle)
-        figures, notes = measure(
-            bundle,
-            effort,
-            threads=given.threads,
-            k=given.k,
-            history=given.history,
-            redis=given.redis,
-            is_http=not given.no_http,
-        )
+        whole = Whole(bundle, threads=given.threads, k=given.k, history=given.history, device=given.device)
+        if given.encode_only:
+            figures, notes = encoding(whole, effort), ["the model's graph alone (--encode-only)"]
+        else:
+            figures, notes = measure(
+                bundle,
+                whole,
+                effort,
+                threads=given.threads,
+                k=given.k,
+                redis=given.redis,
+                is_http=not given.no_http,
+            )
     except SequiturError as error:
         raise LoadError(str(error)) from error
     names = ("k", "history", "threads", "repeats", "quick")
@@ -456,6 +482,8 @@ def main(arguments: Sequence[str]) -> int:
         "blas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
         **{name: getattr(given, name) for name in names},
     }
+    if given.device != "cpu":
+        conditions |= {"device": given.device, "card": card()}
     about = {"name": bundle.manifest.model, "bundle": bundle.name, "digest": bundle.digest}
     result = Report("stages", conditions, about, figures, table(figures), machine, notes)
     report.emit(result, record=given.record)

@@ -4,7 +4,7 @@ An encoder returns one query vector per request, shape (B, D), or several, shape
 best of its inner products with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,13 @@ from retrieval import inputs
 from retrieval.errors import BundleForeign, BundleTorn, EmptyHistory, InvalidInput
 from retrieval.inputs import Request, Tables
 from retrieval.sequences import PAD_ROW, FloatArray
+
+# A GPU rounds the factors of a matrix product to 10 bits unless it is told not to, and would then give other lists than
+# the CPU does.
+PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
 
 
 class SequenceEncoder(Protocol):
@@ -27,7 +34,7 @@ class SequenceEncoder(Protocol):
 
 def best_device() -> str:
     """`cuda` where this onnxruntime was built for it, else `cpu`; whether there is a GPU shows when it is opened."""
-    return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+    return "cuda" if PROVIDERS["cuda"][0] in ort.get_available_providers() else "cpu"
 
 
 def open_graph(path: Path, *, threads: int, device: str) -> ort.InferenceSession:
@@ -47,12 +54,14 @@ def open_graph(path: Path, *, threads: int, device: str) -> ort.InferenceSession
     options.inter_op_num_threads = 1
     # Idle threads of onnxruntime spin by default, which takes the cores from everything else in the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
-    except Exception as error:  # onnxruntime raises a dozen undocumented classes here
-        raise BundleTorn(f"{path.name} is not a graph that onnxruntime can open: {error}") from error
-    taken = session.get_providers()
+    wanted = PROVIDERS[device][0]
+    taken = ort.get_available_providers()
+    if wanted in taken:
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
+        except Exception as error:  # onnxruntime raises a dozen undocumented classes here
+            raise BundleTorn(f"{path.name} is not a graph that onnxruntime can open: {error}") from error
+        taken = session.get_providers()  # the CPU's alone where there is no GPU
     if wanted not in taken:
         raise BundleForeign(
             f"device {device!r} needs {wanted}, onnxruntime offers {taken}; install the gpu extra or use cpu"

@@ -12,6 +12,7 @@ from loadtests import stages
 from loadtests.stages import Effort
 from loadtests.target import LoadError
 from retrieval.bundle import Bundle
+from retrieval.recommenders import load
 
 
 @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # of faiss's own types, at its import
@@ -32,6 +33,38 @@ def test_a_quick_run_measures_every_stage(toy_bundle, capsys):
     assert results["HTTP, service / plain endpoint"]["latency_ratio"]["median"] > 0
     assert len(document["bundle"]["digest"]) == 64
     assert any("redis" in note for note in document["notes"]), "what was not measured is said"
+
+
+def test_the_graph_alone_is_measured_at_each_batch_size(toy_bundle, capsys):
+    assert stages.main(["--bundle", str(toy_bundle), "--quick", "--repeats", "2", "--k", "5", "--encode-only"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(document["results"]) == [f"encode, B={b}" for b in (1, 8, 32, 64, 256)]
+    assert "device" not in document["conditions"], "results from before there was a choice still compare"
+
+
+def test_a_device_is_measured_beside_the_cpu_and_named(toy_bundle, capsys, monkeypatch):
+    real = stages.OnnxEncoder
+    opened = []
+
+    def encoder(*given, device, **named):
+        opened.append(device)
+        return real(*given, **named)
+
+    monkeypatch.setattr(stages, "load", lambda bundle, *, threads, **_: load(bundle, threads=threads))
+    monkeypatch.setattr(stages, "OnnxEncoder", encoder)
+    monkeypatch.setattr(stages, "card", lambda: "a card")
+    asked = ["--bundle", str(toy_bundle), "--quick", "--repeats", "2", "--k", "5", "--encode-only", "--device", "cuda"]
+    assert stages.main(asked) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert opened == ["cpu", "cuda"]
+    assert {"encode, B=256", "encode on cuda, B=256"} <= set(document["results"])
+    assert (document["conditions"]["device"], document["conditions"]["card"]) == ("cuda", "a card")
+
+
+def test_a_device_that_is_not_there_is_refused(toy_bundle, monkeypatch):
+    monkeypatch.setattr("retrieval.encoder.ort.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(LoadError, match="needs CUDAExecutionProvider"):
+        stages.main(["--bundle", str(toy_bundle), "--device", "cuda"])
 
 
 def test_one_real_part_costs_more_than_none(toy_bundle):

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import toy
 
-from retrieval.encoder import MeanEncoder, OnnxEncoder, SequenceEncoder
+from retrieval.encoder import MeanEncoder, OnnxEncoder, SequenceEncoder, best_device
 from retrieval.errors import BundleForeign, BundleTorn, EmptyHistory, InvalidInput
 from retrieval.inputs import Request
 from retrieval.sequences import EMPTY, History
@@ -90,3 +91,27 @@ def test_a_graph_with_other_inputs_than_the_manifest_declares_is_refused(tmp_pat
 def test_an_input_of_a_later_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleForeign, match="unknown to this version"):
         OnnxEncoder(tmp_path / "encoder.onnx", names=("dwell_times",), length=5)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.graph(tmp_path / "encoder.onnx", toy.vectors())
+    monkeypatch.setattr("retrieval.encoder.ort.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert best_device() == "cpu"
+    with pytest.raises(BundleForeign, match=r"'cuda' needs CUDAExecutionProvider.*install the gpu extra or use cpu"):
+        OnnxEncoder(tmp_path / "encoder.onnx", names=("item_rows",), length=5, device="cuda")
+
+
+def test_a_device_that_is_offered_and_not_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ort.InferenceSession
+
+    def without_gpu(path: str, options: ort.SessionOptions, **_: object) -> ort.InferenceSession:
+        return real(path, options, providers=["CPUExecutionProvider"])  # as onnxruntime falls back by itself
+
+    toy.graph(tmp_path / "encoder.onnx", toy.vectors())
+    monkeypatch.setattr(
+        "retrieval.encoder.ort.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr("retrieval.encoder.ort.InferenceSession", without_gpu)
+    assert best_device() == "cuda"
+    with pytest.raises(BundleForeign, match=r"onnxruntime offers \['CPUExecutionProvider'\]"):
+        OnnxEncoder(tmp_path / "encoder.onnx", names=("item_rows",), length=5, device="cuda")
