@@ -1,5 +1,6 @@
 """The application: wiring and lifespan, no logic."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from service.schemas import MAX_BODY_BYTES
 from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
 from service.settings import Settings
 from service.state import serving
+from service.tracing import open_tracing
 from service.variants import Plan
 
 
@@ -60,6 +62,8 @@ def create_app(
     placements, plan = Placements.read(chosen.placements), Plan.read(chosen.variants)
     sessions = store or _open_store(chosen, now)
     journal = open_journal(chosen.log, now=now)
+    tracing = open_tracing(chosen.traces)
+    lines = logs.RequestLines(share=chosen.log_sample, slow_s=chosen.deadline_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,10 +80,12 @@ def create_app(
             app.state.shell = state
             yield
             app.state.shell = None
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     def layers(inner: ASGIApp) -> ASGIApp:
         limited = BodyLimit(inner, limit_bytes=MAX_BODY_BYTES)
-        return Edge(Gate(limited, keys=keys, rates=rates), clock=clock)
+        return Edge(Gate(limited, keys=keys, rates=rates), clock=clock, lines=lines, tracing=tracing)
 
     app = Application(
         layers=layers,

@@ -4,11 +4,16 @@ Whatever stands under `extra={"fields": {...}}` becomes `key=value` in text and 
 """
 
 import logging
+import math
+import random
 import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+
+_requests = logging.getLogger("service.requests")
 
 
 class TextFormatter(logging.Formatter):
@@ -36,6 +41,39 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(entry, default=str).decode()
+
+
+class RequestLines:
+    """Which requests get a line: those that failed, were degraded or were slow, and a share of all others.
+
+    Args:
+        share: of those with nothing to say.
+        slow_s: from which time on a request is slow.
+        chance: a number from 0 to 1, another one each time.
+    """
+
+    def __init__(
+        self, *, share: float = 1.0, slow_s: float = math.inf, chance: Callable[[], float] = random.random
+    ) -> None:
+        self._share = share
+        self._slow_s = slow_s
+        self._chance = chance
+
+    def level(
+        self, status: int, seconds: float, answer: Mapping[str, Any] | None, *, is_quiet: bool = False
+    ) -> int | None:
+        """The level of a request's line; None where it gets none. Quiet ones have something to say when they fail."""
+        if status < 400:
+            if is_quiet:
+                return logging.DEBUG if _requests.isEnabledFor(logging.DEBUG) else None
+            is_plain = seconds < self._slow_s and not (answer and answer.get("degraded"))
+            if is_plain and self._share < 1.0 and self._chance() >= self._share:
+                return None
+        return logging.INFO if _requests.isEnabledFor(logging.INFO) else None
+
+    def write(self, level: int, fields: Mapping[str, Any]) -> None:
+        """The line."""
+        _requests.log(level, "request", extra={"fields": fields})
 
 
 def configure(*, level: str, form: str) -> None:

@@ -6,7 +6,7 @@ counts and logs what came of it. `Gate` asks for API keys, `BodyLimit` reads bod
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.errors import BodyTooLarge, SlowBody, code_of, lookup, problem
 from service.keys import LIMITED, Key, needed_scope
+from service.logs import RequestLines
 from service.rates import Rates
 from service.request_ids import request_id
+from service.tracing import Trace, Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -87,11 +89,27 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 class Edge:
-    """The outermost layer. `clock` is seconds from some fixed moment, the same as the pipeline's."""
+    """The outermost layer.
 
-    def __init__(self, app: ASGIApp, *, clock: Callable[[], float]) -> None:
+    Args:
+        app: what is inside.
+        clock: seconds from some fixed moment, the same as the pipeline's.
+        lines: writes the line of a request.
+        tracing: traces it, where that is wanted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        clock: Callable[[], float],
+        lines: RequestLines | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._app = app
         self._clock = clock
+        self._lines = lines or RequestLines()
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,6 +118,7 @@ class Edge:
         arrived = self._clock()
         own_id = request_id(scope["headers"])
         scope.setdefault("state", {}).update(arrived=arrived, request_id=own_id)
+        trace = None if self._tracing is None else self._tracing.begin(scope["headers"])
         own = _API_HEADERS if scope["path"].startswith("/v1/") else _HEADERS
         status = 500
         has_started = False
@@ -120,6 +139,7 @@ class Edge:
             status = GONE
         except Exception as error:
             metrics.ERRORS.labels(code_of(error)).inc()
+            scope["state"]["error"] = code_of(error)
             if lookup(type(error))[0] == 500:
                 _log.exception("request failed", extra={"fields": {"request_id": own_id}})
             if has_started:
@@ -129,25 +149,34 @@ class Edge:
             status = GONE
             raise
         finally:
-            self._record(scope, status, self._clock() - arrived, own_id)
+            self._record(scope, status, self._clock() - arrived, own_id, trace)
 
-    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str, trace: Trace | None) -> None:
         route = route_of(scope)
         method = scope["method"] if scope["method"] in METHODS else "other"
         counter, timer = metrics.answered(route, method, status)
         counter.inc()
         timer.observe(seconds)
-        level = logging.DEBUG if route in _QUIET and status < 400 else logging.INFO
-        if _log.isEnabledFor(level):
-            fields: dict[str, Any] = {
-                "route": route,
-                "method": method,
-                "code": status,
-                "ms": round(seconds * 1000, 3),
-                "request_id": request_id,
-                **scope["state"].get("log", {}),
-            }
-            _log.log(level, "request", extra={"fields": fields})
+        state = scope["state"]
+        answer = state.get("answer")
+        level = self._lines.level(status, seconds, answer, is_quiet=route in _QUIET)
+        if level is None and trace is None:
+            return
+        fields: dict[str, Any] = {"route": route, "method": method, "code": status, "ms": round(seconds * 1000, 3)}
+        stages: Mapping[str, float] = {}
+        if "error" in state:
+            fields["error"] = state["error"]
+        if answer is not None:
+            stages = answer["timings_ms"]
+            fields["variant"] = answer["model"]["variant"]
+            if answer.get("degraded"):
+                fields["degraded"] = answer["degraded_reasons"]
+        fields["request_id"] = request_id
+        if trace is not None:
+            fields["trace_id"] = trace.trace_id
+            trace.end(fields, seconds, stages)
+        if level is not None:
+            self._lines.write(level, {**fields, **stages})
 
 
 class Keys(Protocol):

@@ -178,7 +178,7 @@ def _json(content: Any, *, status: int = 200) -> Response:
 def _timed(request: Request, answer: RecommendationAnswer | RankingAnswer | SimilarAnswer) -> Response:
     """An answer with its stages in the header and in the log line, from the same numbers."""
     stages = answer["timings_ms"]
-    request.state.log = stages
+    request.state.answer = answer
     timing = ", ".join([f"{stage};dur={ms}" for stage, ms in stages.items()])
     return _Json(answer, 200, (b"server-timing", timing.encode()))
 

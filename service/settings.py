@@ -103,6 +103,15 @@ class Settings(BaseModel):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["text", "json"] = Field("text", description="One line per request, for people or machines.")
+    log_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests with nothing to say that are logged; failed, degraded and slow: all.",
+    )
+    traces: str = Field(
+        "", description="Where traces go: http://collector:4318 (OTLP) or file:///path; empty: nowhere."
+    )
 
     @property
     def bundle_dir(self) -> Path:

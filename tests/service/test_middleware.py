@@ -4,12 +4,14 @@ import logging
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service import metrics
 from service.errors import BodyTooLarge
 from service.keys import ANYBODY, Anybody
 from service.middleware import BodyLimit, ClientGone, Edge, Gate, while_connected
 from service.rates import Rates
+from service.tracing import Tracing
 
 pytestmark = pytest.mark.anyio
 
@@ -89,18 +91,63 @@ async def test_no_answer_of_the_api_is_kept_by_a_cache_and_files_may_be():
         assert "cache-control" not in (await client.get("/static/app.js")).headers
 
 
+ANSWER = {
+    "items": [{"item_id": "secret"}],
+    "model": {"name": "m", "bundle": "b", "variant": "default"},
+    "degraded": True,
+    "degraded_reasons": ["no_history"],
+    "timings_ms": {"state": 0.25, "encode": 1.5},
+}
+
+
+async def answering(scope, receive, send):
+    scope["state"]["answer"] = ANSWER
+    await echo(scope, receive, send)
+
+
 async def test_one_line_per_request_and_none_for_a_probe(caplog):
-    caplog.set_level(logging.INFO, logger="service.middleware")
-
-    async def quiet(scope, receive, send):
-        scope["state"]["log"] = {"encode": 1.5}
-        await echo(scope, receive, send)
-
-    async with edge(quiet) as client:
+    caplog.set_level(logging.INFO, logger="service.requests")
+    async with edge(answering) as client:
         await client.post("/", headers={"x-request-id": "r1"})
         await client.get("/static/x.js")
-    (line,) = [record.fields for record in caplog.records if record.name == "service.middleware"]
-    assert line == {"route": "unmatched", "method": "POST", "code": 200, "ms": 1000, "request_id": "r1", "encode": 1.5}
+    (line,) = [record.fields for record in caplog.records if record.name == "service.requests"]
+    assert line == {
+        "route": "unmatched",
+        "method": "POST",
+        "code": 200,
+        "ms": 1000,
+        "variant": "default",
+        "degraded": ["no_history"],
+        "request_id": "r1",
+        "state": 0.25,
+        "encode": 1.5,
+    }
+
+
+async def test_the_line_of_a_refusal_says_its_code(caplog):
+    caplog.set_level(logging.INFO, logger="service.requests")
+
+    async def refusing(*_):
+        raise BodyTooLarge(6)
+
+    async with edge(refusing) as client:
+        await client.post("/")
+    (line,) = [record.fields for record in caplog.records if record.name == "service.requests"]
+    assert (line["code"], line["error"]) == (413, "body_too_large")
+
+
+async def test_a_trace_has_the_stages_of_the_answer_and_its_id_is_in_the_line(caplog):
+    caplog.set_level(logging.INFO, logger="service.requests")
+    exporter = InMemorySpanExporter()
+    tracing = Tracing(exporter, is_batched=False)
+    transport = httpx.ASGITransport(Edge(answering, clock=iter((0.0, 0.5)).__next__, tracing=tracing))
+    parent = "0af7651916cd43dd8448eb211c80319c"
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        await client.post("/", headers={"traceparent": f"00-{parent}-b7ad6b7169203331-01", "x-request-id": "r1"})
+    (line,) = [record.fields for record in caplog.records if record.name == "service.requests"]
+    assert line["trace_id"] == parent
+    assert [span.name for span in exporter.get_finished_spans()] == ["state", "encode", "POST unmatched"]
+    assert "secret" not in "".join(span.to_json() for span in exporter.get_finished_spans())
 
 
 async def test_a_method_nobody_knows_is_no_label_of_its_own():
