@@ -303,6 +303,16 @@ JOURNAL_BUFFER = Gauge(
     multiprocess_mode="livesum",
     registry=REGISTRY,
 )
+WORKERS = Gauge("sequitur_workers", "Processes that serve.", multiprocess_mode="livesum", registry=REGISTRY)
+WORKERS_WANTED = Gauge(
+    "sequitur_workers_wanted", "Processes that should serve.", multiprocess_mode="livemax", registry=REGISTRY
+)
+RESIDENT_BYTES = Gauge(
+    "sequitur_resident_bytes",
+    "Memory that the processes which serve hold together.",
+    multiprocess_mode="livesum",
+    registry=REGISTRY,
+)
 READY = Gauge("sequitur_ready", "1 when a bundle is loaded and warm.", multiprocess_mode="livemin", registry=REGISTRY)
 
 # A series that appears only with its first increase hides that increase from rate(): start them all at nought.
@@ -343,6 +353,14 @@ def _timed(route: str) -> Kept:
     return Kept(REQUEST_SECONDS.labels(route))
 
 
+def _resident_bytes(_registry: CollectorRegistry) -> float:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not on Linux
+        return 0
+
+
+watch(RESIDENT_BYTES, REGISTRY, _resident_bytes)
 if MULTIPROCESS_DIR is None:
     ProcessCollector(registry=REGISTRY)
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
-from service.errors import BodyTooLarge, SlowBody, code_of, lookup, problem
+from service.errors import TABLE, BodyTooLarge, SlowBody, code_of, lookup, problem
 from service.keys import LIMITED, Key, needed_scope
 from service.logs import RequestLines
 from service.rates import Rates
@@ -37,6 +37,8 @@ _PAGE_HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+for _kind in TABLE:  # from nought, as in metrics: a series that begins at one has no rate
+    metrics.ERRORS.labels(getattr(_kind, "code", "internal"))
 
 
 class ClientGone(Exception):

@@ -297,11 +297,14 @@ async def serving(
             following.append(asyncio.create_task(items.follow(), name="items"))
             following.append(asyncio.create_task(bundles.follow(), name="bundles"))
         metrics.READY.set(1)
+        metrics.WORKERS.set(1)
+        metrics.WORKERS_WANTED.set(settings.workers)
         yield State(
             store, pools, variants, bundles, shadow, pipeline, users, items, pages, permits, settings.store_timeout_s
         )
     finally:
         metrics.READY.set(0)
+        metrics.WORKERS.set(0)
         for task in following:
             task.cancel()
         if following:
@@ -312,8 +315,9 @@ async def serving(
             thread.close()
         for batcher in pools.values():
             await batcher.close()
+        await journal.close()  # its end has a bound; a store may hang
         await store.close()
-        await journal.close()
+        metrics.count_kept()
         gc.unfreeze()
         for variant in variants:
             shown(variant.served, is_served=False)
