@@ -243,10 +243,11 @@ class Subject:
 
     def _batch(self, own: slice, c: int) -> dict[str, Walk]:
         queries = [replace(query, k=min(self.k, c)) for query in self._queries[own]]
+        all_of_them = [replace(query, k=c) for query in queries]  # a ranker leaves alone what nobody asked for
         found = [answer.taken(np.arange(c)) for answer in self._found[own]]
         ruled = [replace(query, rules=self.rules) for query in queries]
         first, overheard = Found(found), Overheard(self._ranker)
-        ranked = TwoStage(first, overheard, self._arranger).order(queries, found)
+        ranked = TwoStage(first, overheard, self._arranger).order(all_of_them, found)
         for answer in ranked:
             if answer.ranked != c:
                 why = answer.ranker_error or "the first stage found nothing but what is popular"
@@ -258,17 +259,19 @@ class Subject:
         said = self._session.run(None, feeds)[0]
         whole = TwoStage(first, self._ranker, self._arranger)
         spoken = TwoStage(first, Spoken(self._ranker.settings, said), self._arranger)
-        if any(a.rows.tolist() != b.rows.tolist() for a, b in zip(ranked, spoken.order(queries, found), strict=True)):
+        if any(
+            a.rows.tolist() != b.rows.tolist() for a, b in zip(ranked, spoken.order(all_of_them, found), strict=True)
+        ):
             raise LoadError(f"the parts of {self.bundle.name} make other lists than the whole; nothing was measured")
         rules = partial(whole.arrange, ruled, ranked)
         return {
             "split": (
                 ("features", partial(build, tables, overheard.asked, self._inputs)),
                 ("graph", partial(self._session.run, None, feeds)),
-                ("order", partial(spoken.order, queries, found)),
+                ("order", partial(spoken.order, all_of_them, found)),
                 ("again", rules),
             ),
-            "whole": (("rank", partial(whole.order, queries, found)), ("rules", rules)),
+            "whole": (("rank", partial(whole.order, all_of_them, found)), ("rules", rules)),
             "floor": (("cut", partial(TwoStage(first, None, self._arranger).recommend, queries)),),
         }
 

@@ -360,6 +360,9 @@ def test_degradation_in_order_each_visible(ask):
         async def item_changes(self, _since: int = 0) -> Any:
             raise StoreUnavailable("item_changes", "it is away")
 
+        async def announced(self, _name: str) -> Any:
+            raise StoreUnavailable("announced", "it is away")
+
     body, nothing, late = ask(
         ("POST", RECOMMEND, {"user_id": "anna", "history": ["i05"], "k": 1}),
         ("POST", RECOMMEND, {"user_id": "anna", "k": 1}),

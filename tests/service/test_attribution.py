@@ -22,7 +22,7 @@ def test_no_id_comes_twice():
 
 @pytest.mark.parametrize(
     "foreign",
-    ["", ".", "default", ".default", "r1", "short.default", new_id("gone"), new_id("default") + "x", "." * 256],
+    ["", ".", "default", ".default", "r1", "short.default", f"{'r' * 22}.gone", f"{'r' * 22}.defaultx", "." * 256],
 )
 def test_an_id_of_somebody_else_or_of_a_variant_that_is_gone_has_none(foreign):
     assert variant_of(foreign, KNOWN) is None
