@@ -10,7 +10,7 @@ from containers import DEPLOY, ROOT, Dockerfile, binary, compose, free_port, run
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from service.settings import PREFIX, Settings, read
+from service.settings import CLOSE_S, PREFIX, STOP_S, Settings, read
 
 OURS = {"service", "service-gpu"}
 
@@ -70,10 +70,19 @@ def test_what_is_mounted_from_the_host_is_read_only(stack: dict[str, Any]) -> No
 
 
 def test_the_demo_bundle_is_the_default_and_another_is_one_variable_away(stack: dict[str, Any]) -> None:
-    assert (str(ROOT / "artifacts/demo"), "/bundles/current", "ro") in mounts(stack["services"]["service"])
-    other = compose(BUNDLE_DIR="./artifacts/other")["services"]["service"]
-    assert (str(ROOT / "artifacts/other"), "/bundles/current", "ro") in mounts(other)
-    assert other["environment"]["SEQUITUR_BUNDLE"] == "/bundles/current"
+    assert (str(ROOT / "artifacts"), "/bundles", "ro") in mounts(stack["services"]["service"])
+    assert (ROOT / "artifacts" / "demo").is_dir()
+    other = compose(BUNDLES_DIR="/srv/models", BUNDLE="2026-03")["services"]["service"]
+    assert ("/srv/models", "/bundles", "ro") in mounts(other)
+    assert other["environment"]["SEQUITUR_BUNDLE"] == "/bundles/2026-03"
+
+
+def test_the_durable_log_is_a_volume_that_can_be_left_out(stack: dict[str, Any]) -> None:
+    for name in OURS:
+        assert ("log", "/log", "rw") in mounts(stack["services"][name])
+        assert read(stack["services"][name]["environment"], host="0.0.0.0").log == "file:///log"
+    none = compose(EVENT_LOG="")["services"]["service"]["environment"]
+    assert read(none, host="0.0.0.0").log == ""
 
 
 def test_what_is_built_is_a_target_of_the_dockerfile(stack: dict[str, Any]) -> None:
@@ -97,7 +106,8 @@ def test_the_service_is_healthy_when_it_is_ready_and_waits_for_redis(stack: dict
         spec = stack["services"][name]
         assert "'/readyz'" in spec["healthcheck"]["test"][-1]
         assert spec["depends_on"] == {"redis": {"condition": "service_healthy"}}
-        assert spec["stop_grace_period"] == "30s"
+        drain_s = read(spec["environment"], host="0.0.0.0").drain_s
+        assert float(spec["stop_grace_period"].removesuffix("s")) >= drain_s + STOP_S + CLOSE_S + 5
     assert stack["services"]["locust"]["depends_on"] == {"service": {"condition": "service_healthy"}}
 
 
@@ -122,7 +132,8 @@ def test_the_environment_of_each_service_is_one_it_starts_with(stack: dict[str, 
         settings = read(stack["services"][name]["environment"], host="0.0.0.0")
         assert settings.allow_anonymous, "beyond loopback and without keys it would refuse to start"
         assert settings.store == "redis://redis:6379/0"
-        assert settings.bundle_dir == Path("/bundles/current")
+        assert (settings.bundle_dir, settings.bundles_dir) == (Path("/bundles/demo"), Path("/bundles"))
+        assert (settings.log_format, settings.traces, settings.workers) == ("json", "", 1)
 
 
 def test_with_the_keys_file_nobody_is_anonymous() -> None:

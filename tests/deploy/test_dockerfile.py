@@ -30,7 +30,8 @@ def test_every_image_runs_as_an_account_without_rights(target: str) -> None:
 @pytest.mark.parametrize("target", ["serve", "gpu", "train", "load"])
 def test_each_image_installs_its_own_extra_and_no_other(target: str) -> None:
     runs = " ".join(run for name in IMAGES.sources(target) for run in IMAGES.all(name, "RUN"))
-    assert set(re.findall(r"\[(\w+)\]\"", runs)) == ({target} - {"serve"})
+    extras = {extra for found in re.findall(r"\[([\w,]+)\]\"", runs) for extra in found.split(",")}
+    assert extras == ({target} - {"serve"}) | ({"trace"} if target in ("serve", "gpu") else set())
     assert "torch" not in runs
     # No compiler. OpenMP is the one library of the system that a wheel does without, and only training meets it.
     assert re.findall(r"apt-get install \S+ \S+ (.*?) &&", runs) == (["libgomp1"] if target == "train" else [])
@@ -62,6 +63,12 @@ def test_every_source_that_is_copied_exists_and_reaches_the_build() -> None:
 def test_no_key_bundle_or_data_can_enter_an_image(path: str) -> None:
     assert IGNORED[0] == "*"
     assert not any(fnmatch.fnmatch(path, rule[1:] + "*") for rule in IGNORED if rule.startswith("!"))
+
+
+@pytest.mark.parametrize("target", ["serve", "gpu"])
+def test_the_serving_images_own_the_directory_of_the_durable_log(target: str) -> None:
+    runs = [run for name in IMAGES.lineage(target) for run in IMAGES.all(name, "RUN")]
+    assert "install --directory --owner sequitur /log" in runs
 
 
 @pytest.mark.parametrize("target", ["serve", "gpu"])

@@ -115,6 +115,8 @@ def live(stack: dict[str, Any], toy_bundle: Path, tmp_path_factory: pytest.TempP
     environment = dict(services["service"]["environment"])
     environment["SEQUITUR_STORE"] = environment["SEQUITUR_STORE"].replace("redis:6379", f"127.0.0.1:{redis_port}")
     environment["SEQUITUR_BUNDLE"] = str(toy_bundle)
+    environment["SEQUITUR_BUNDLES"] = str(toy_bundle.parent)
+    environment["SEQUITUR_LOG"] = f"file://{folder / 'log'}"
     with ExitStack() as up:
         up.enter_context(running(commands["redis"], folder / "redis.log"))
         service = up.enter_context(running(commands["service"], folder / "service.log", **environment))
