@@ -82,12 +82,14 @@ def _serve_many(chosen: Settings, listening: socket.socket) -> int:
     from service.journal import open_journal
     from service.placements import Placements
     from service.supervisor import Supervisor
+    from service.tracing import check_place
     from service.variants import Plan
 
     Bundle.open(chosen.bundle_dir)  # refused here once instead of in every worker
     Placements.read(chosen.placements)
     Plan.read(chosen.variants)
     open_journal(chosen.log)
+    check_place(chosen.traces)
     url = _url(listening)
     _say(f"Sequitur starts {chosen.workers} workers on {url}")
     with tempfile.TemporaryDirectory(prefix="sequitur-metrics-") as directory:

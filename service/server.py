@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         why = self._why or signal.SIGTERM
         drain_s = self._drain_s if why == signal.SIGTERM else 0.0
-        _log.info("stopping for %s: unready now, accepting for another %g s", why.name, drain_s)
+        _log.info("stopping for %s: unready now, accepting nothing in %g s", why.name, drain_s)
         metrics.READY.set(0)
         close = (b"connection", b"close")
         self.config.encoded_headers.append(close)

@@ -184,10 +184,10 @@ class Supervisor:
         asyncio.get_running_loop().call_later(self._stop_s, self._give_up)
 
     def _give_up(self) -> None:
-        if self._workers:
-            _log.error("%d workers did not stop within %g s and are killed", len(self._workers), self._stop_s)
+        for worker in self._workers:
+            _log.error("worker %d did not stop within %g s and is killed", worker.process.pid, self._stop_s)
             self._status = 1
-            self._kill()
+        self._kill()
 
     def _kill(self) -> None:
         for worker in self._workers:

@@ -8,11 +8,12 @@ end from its arrival, since stages follow one another. The SDK hands them over i
 The SDK is an extra and is imported when it is asked for: a service without traces has a None in its place.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from service import __version__
 from service.errors import ConfigurationError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span
 
-FLUSH_MS = 2_000  # how long a collector may hold up the end of the process
+FLUSH_S = 2.0  # how long a collector may hold up the end of the process
 _CARRIED = (b"traceparent", b"tracestate")
 # Of the log line; the names are OpenTelemetry's where it has one.
 _ATTRIBUTES = {
@@ -97,6 +98,7 @@ class Tracing:
         self.context = set_span_in_context
         self.failed = Status(StatusCode.ERROR)
         self._server = SpanKind.SERVER
+        self._exporter = exporter
         self._after = after
         self._carried = TraceContextTextMapPropagator()
 
@@ -109,38 +111,48 @@ class Tracing:
 
     def close(self) -> None:
         """Hands over what is left, as far as that is quickly done."""
-        self._provider.force_flush(FLUSH_MS)
+        impatience = threading.Timer(FLUSH_S, self._exporter.shutdown)  # ends its trying again
+        impatience.start()
         self._provider.shutdown()
+        impatience.cancel()
+        impatience.join()
         self._after()
 
 
 def open_tracing(where: str) -> Tracing | None:
-    """What traces requests.
-
-    Args:
-        where: `http://collector:4318` (OTLP), `file:///path` (one JSON object a line), or nothing.
+    """What traces requests; None where nobody collects traces.
 
     Raises:
-        ConfigurationError: it means nothing, or the SDK is not installed.
+        ConfigurationError: the place means nothing, or the SDK is not installed.
     """
+    parts = check_place(where)
     if not where:
         return None
-    parts = urlsplit(where)
     try:
-        if parts.scheme in ("http", "https") and parts.hostname:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-            path = parts.path if parts.path.strip("/") else "/v1/traces"
-            return Tracing(OTLPSpanExporter(endpoint=parts._replace(path=path).geturl()))
-        if parts.scheme == "file" and parts.path.strip("/"):
+        if parts.scheme == "file":
             return _to_file(Path(parts.path))
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise ConfigurationError(
             f"SEQUITUR_TRACES wants the OpenTelemetry SDK ({error}); install it: pip install 'sequitur[trace]'"
         ) from error
-    raise ConfigurationError(
-        f"SEQUITUR_TRACES={where!r} is no place for traces; say http://host:4318, https://host/path or file:///path"
-    )
+    path = parts.path if parts.path.strip("/") else "/v1/traces"
+    return Tracing(OTLPSpanExporter(endpoint=parts._replace(path=path).geturl()))
+
+
+def check_place(where: str) -> SplitResult:
+    """Where traces go: `http://collector:4318` (OTLP), `file:///path` (one JSON object a line), or nothing.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    parts = urlsplit(where)
+    is_wire, is_file = parts.scheme in ("http", "https") and parts.hostname, parts.scheme == "file"
+    if where and not is_wire and not (is_file and parts.path.strip("/")):
+        raise ConfigurationError(
+            f"SEQUITUR_TRACES={where!r} is no place for traces; say http://host:4318, https://host/path or file:///path"
+        )
+    return parts
 
 
 def _to_file(path: Path) -> Tracing:

@@ -71,3 +71,10 @@ def test_a_store_that_cannot_be_meant_is_refused(capsys, monkeypatch, toy_bundle
 
 def test_an_argument_out_of_range_is_refused(capsys):
     assert "SEQUITUR_PORT=99999 is refused" in refusal(capsys, "--port", "99999")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_place_for_traces_that_cannot_be_meant_is_refused(capsys, monkeypatch, toy_bundle, workers):
+    monkeypatch.setenv("SEQUITUR_TRACES", "collector:4318")
+    line = refusal(capsys, "--bundle", str(toy_bundle), "--port", "0", "--workers", workers)
+    assert "is no place for traces; say http://host:4318" in line

@@ -2,15 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from service import tracing as tracing_module
 from service.errors import ConfigurationError
 from service.tracing import Tracing, open_tracing
 
@@ -120,6 +123,18 @@ def test_a_collector_gets_them_over_http():
     ((path, body),) = got
     assert path == "/v1/traces"
     assert b"POST /v1/recommendations" in body or body[:2] == b"\x1f\x8b"
+
+
+def test_gone_a_collector_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr(tracing_module, "FLUSH_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    tracing = open_tracing(f"http://127.0.0.1:{port}")
+    assert tracing is not None
+    tracing.begin([]).end(FIELDS, 0.002, {})
+    began = time.monotonic()
+    tracing.close()
+    assert time.monotonic() - began < 5.0  # by itself it would go on trying for ten seconds
 
 
 def test_nowhere_is_none():
