@@ -81,10 +81,9 @@ class Dense:
         return request if known.all() else replace(request, history=request.history.where(known))
 
     def _answer(self, rows: IntArray, scores: FloatArray) -> Answer:
-        vectors = self._index.vectors
-        if self._trained >= len(vectors) - 1 or not (rows > self._trained).any():
+        if not (rows > self._trained).any():
             return Answer.of(rows, scores, RETRIEVED)
-        is_described = (rows > self._trained) & vectors[rows].any(axis=1)
+        is_described = (rows > self._trained) & self._index.vectors[rows].any(axis=1)
         return Answer(rows, scores, tuple(DESCRIBED if made else RETRIEVED for made in is_described.tolist()))
 
     def _encode(self, requests: Sequence[Request]) -> FloatArray:
