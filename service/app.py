@@ -103,7 +103,7 @@ def create_app(
     app.state.shell = None
     app.state.leaving = False
     for router in (api, probes, pages):
-        app.include_router(router)
+        app.router.routes += router.routes  # as they are: including them would build each of them again
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
     app.openapi = lambda: documentation.openapi(app)  # type: ignore[method-assign]
 

@@ -1,9 +1,11 @@
 """Fixtures that every room may use."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -34,6 +36,20 @@ def shared_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_full_collections() -> Iterator[None]:
+    """What is imported stays, and a service in this process does not collect it: hundreds of them begin here, and each
+    would walk all of torch first. Those that tests start in a process of their own do as always.
+    """
+    nothing = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.state.gc", nothing)
+        gc.collect()
+        gc.freeze()
+        yield
+        gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import httpx
@@ -37,7 +37,7 @@ class Steady:
                 answer = connection.getresponse()
                 answer.read()
                 self.outcomes[str(answer.status)] += 1
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 self.outcomes[type(error).__name__] += 1
                 connection.close()
         connection.close()
@@ -100,7 +100,7 @@ def test_unready_comes_first_and_connections_are_sent_elsewhere(start_service):
 
 
 def test_killed_a_worker_is_replaced_and_a_signal_to_all_of_them_is_one_signal(start_service):
-    service = start_service("--workers", "2", saying="2 workers")
+    service = start_service("--workers", "2", saying="2 workers", DRAIN_S="0.5")
     assert "ready" in service.said()
     before = workers(service)
     assert len(before) == 2
