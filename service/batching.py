@@ -89,6 +89,9 @@ class MicroBatcher:
         is_paced: whether a batch takes as much longer as it is larger.
         batch_s: how long a batch may take by the same reckoning, unless it is of one question.
         felt: hears how long the oldest question of each batch waited, and for what.
+        inline_s: a batch that recent ones say takes no longer than this is run on the event loop itself. Where there is
+            one core, handing work to a thread and back takes as long as a small model does, and nothing else could be
+            done meanwhile. A batch that takes longer than it should is the last one for a while.
 
     Attributes:
         longest_s: how long a question may have to wait, by what recent batches took; who would wait longer is refused.
@@ -105,6 +108,7 @@ class MicroBatcher:
         is_paced: bool = False,
         batch_s: float = math.inf,
         felt: Callable[[float, str], None] | None = None,
+        inline_s: float = 0.0,
     ) -> None:
         self._max_batch = max_batch
         self._queue_limit = queue_limit
@@ -119,6 +123,7 @@ class MicroBatcher:
         self.longest_s = math.inf
         self._batch_s = batch_s
         self._felt = felt
+        self._inline_s = inline_s
         self._pool = pool
         self._pace = Pace(clock)
         self._free_at = 0.0  # on the clock: when the batch that is running should be done
@@ -266,9 +271,12 @@ class MicroBatcher:
             self._felt(started - min(entry.arrived for entry in batch), self._pool)
         outcomes: Sequence[tuple[Any, Timings]]
         try:
-            loop = asyncio.get_running_loop()
             questions = [entry.question for entry in batch]
-            outcomes = await loop.run_in_executor(self._worker, self._work, batch[0].run, questions)
+            if 0 < self._pace.expected(len(batch)) <= self._inline_s:
+                outcomes = self._work(batch[0].run, questions)
+            else:
+                loop = asyncio.get_running_loop()
+                outcomes = await loop.run_in_executor(self._worker, self._work, batch[0].run, questions)
         except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
             _log.exception("the worker thread failed")
             outcomes = [(error, Timings(self._clock))] * len(batch)

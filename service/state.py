@@ -33,7 +33,7 @@ from service.pipeline import Pipeline
 from service.placements import Placements
 from service.questions import Questions
 from service.sessions import SessionStore
-from service.settings import BATCH_SHARE, QUEUE_SHARE, WAIT_SHARE, Settings
+from service.settings import BATCH_SHARE, INLINE_SHARE, QUEUE_SHARE, WAIT_SHARE, Settings
 from service.shadow import Shadow
 from service.trial import Trial, warm_up
 from service.users import Users
@@ -210,6 +210,7 @@ async def serving(
             pool=pool,
             is_paced=pool == "generator",
             batch_s=BATCH_SHARE * settings.deadline_s,
+            inline_s=INLINE_SHARE * settings.deadline_s if settings.threads == 1 else 0.0,
             felt=permits.felt if pool == "encoder" else None,  # who waits for a generator has the encoder to go to
         )
         for pool in metrics.POOLS

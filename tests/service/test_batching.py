@@ -377,3 +377,24 @@ async def test_waiting_for_company_ends_with_time():
     batcher.start()
     assert len((await batcher.submit(query(2), worker, deadline=1e9)).answer) == 2
     await batcher.close()
+
+
+async def test_a_batch_that_takes_no_time_is_run_on_the_event_loop_and_a_long_one_beside_it():
+    here = threading.get_ident()
+    ran: list[int] = []
+    took = iter([1.0, 1.0, 5.0, 1.0])  # seconds, by a clock that a batch moves
+    now = 0.0
+
+    def work(questions, _stage):
+        nonlocal now
+        ran.append(threading.get_ident())
+        now += next(took)
+        return list(questions)
+
+    batcher = MicroBatcher(max_batch=8, queue_limit=8, wait_s=0, clock=lambda: now, inline_s=1.1)
+    batcher.start()
+    for k in range(4):
+        assert (await batcher.submit(k, work, deadline=1e9)).answer == k
+    await batcher.close()
+    # The first is not known to be short, the third was not, and the last pays for it.
+    assert [one == here for one in ran] == [False, True, True, False]
