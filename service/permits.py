@@ -24,6 +24,7 @@ from service import metrics
 from service.errors import Overloaded
 
 WINDOW_S = 0.05  # over which the shortest wait is taken
+FIRST = 64  # permits to begin with: a crowd at once must not stand in line before the first window is over
 FEWEST = 8  # permits, however slow this process is: enough to fill a batch
 FALL = 0.5  # the most that a window may take away
 RISE = 0.1  # of the limit, and one more, that a good window gives back
@@ -35,7 +36,7 @@ class Permits:
     """A counter with a limit; it lives on the event loop and needs no lock.
 
     Args:
-        most: the limit that never moves.
+        most: the limit that never moves; the other one begins at `FIRST`.
         target_s: how long work may wait before it is begun.
         clock: seconds from some fixed moment.
 
@@ -57,8 +58,8 @@ class Permits:
         self._busiest = 0  # permits that were out at once in this window
         self.taken = 0
         self.waiting = 0
-        self.limit = most
-        metrics.PERMITS.set(most)
+        self.limit = min(FIRST, most)
+        metrics.PERMITS.set(self.limit)
 
     def check(self, coming: int = 0) -> None:
         """Refuses as `hold` would: asked before a body is read, so that an overloaded process does not even parse.

@@ -56,6 +56,7 @@ class Process:
     def __init__(self, most: int, target_s: float) -> None:
         self.now = 0.0
         self.permits = Permits(most, target_s=target_s, clock=lambda: self.now)
+        self.permits.limit = most
 
     def window(self, *waits_s: float, at_work: int = 0) -> int:
         """A window in which these waits were felt while so many were at work; the limit after it."""
