@@ -7,6 +7,7 @@ with RedisServer(tmp_path) as server:
 """
 
 import atexit
+import re
 import shutil
 import signal
 import socket
@@ -143,6 +144,16 @@ class RedisCluster:
         with redis.Redis(port=node.port, protocol=2) as client:
             client.response_callbacks.clear()
             return client.execute_command(*command)
+
+    def replicate(self, node: RedisServer) -> None:
+        """Returns when the replica of a server has all that the server has."""
+
+        def is_so(node: RedisServer) -> bool:
+            told = self.tell(node, "INFO", "replication").decode()
+            offsets = re.findall(r"(?:master_repl_offset:|,offset=)(\d+)", told)
+            return len(offsets) == 2 and offsets[0] == offsets[1]
+
+        self._wait(is_so, [node])
 
     def move_slot(self, slot: int, source: RedisServer, target: RedisServer, *, is_finished: bool = True) -> None:
         """Move a slot with its keys from one server to another; unless finished, it stays half-way, keys moved."""

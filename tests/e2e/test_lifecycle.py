@@ -1,5 +1,6 @@
 """The end of a process, and of its workers: what is lost, what is said, and how long it takes."""
 
+import json
 import os
 import re
 import signal
@@ -63,8 +64,8 @@ def workers(service) -> set[int]:
     return {int(pid) for children in tasks for pid in children.read_text().split()}
 
 
-def test_told_to_stop_under_steady_requests_none_that_was_accepted_is_lost(start_service):
-    service = start_service(DRAIN_S="0.5")
+def test_told_to_stop_under_steady_requests_none_that_was_accepted_is_lost(start_service, tmp_path):
+    service = start_service(DRAIN_S="0.5", LOG=f"file://{tmp_path}/lists", TRACES=f"file://{tmp_path}/traces")
     with (
         socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as idle,
         Steady(service.url) as steady,
@@ -78,6 +79,11 @@ def test_told_to_stop_under_steady_requests_none_that_was_accepted_is_lost(start
     # Every answer came, and each client heard that nobody listens any more before it could ask again.
     assert set(steady.outcomes) == {"200", "refused"}
     assert "Traceback" not in service.log()
+    # What was waiting to be written is written: a list and a span for each answer.
+    lists = [json.loads(line) for file in (tmp_path / "lists").iterdir() for line in file.read_text().splitlines()]
+    spans = [json.loads(line) for line in (tmp_path / "traces").read_text().splitlines()]
+    assert len(lists) == steady.outcomes["200"]
+    assert sum(span["name"].endswith("/recommendations") for span in spans) == steady.outcomes["200"]
 
 
 def test_unready_comes_first_and_connections_are_sent_elsewhere(start_service):

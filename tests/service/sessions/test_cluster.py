@@ -178,7 +178,7 @@ def test_gone_a_promoted_replica_takes_over_and_acknowledged_events_are_there(tm
         users = [of_node(number) for number in range(3)]
         for n in range(5):
             await store.append_many({user: [event(str(n), n, f"e{n}")] for user in users})
-        assert cluster.tell(cluster.nodes[0], "WAIT", 1, 5000) == 1
+        cluster.replicate(cluster.nodes[0])
         if is_frozen:
             cluster.nodes[0].freeze()
         else:

@@ -43,7 +43,7 @@ def test_a_frozen_server_is_refused_at_once_and_recovery_is_noticed_with_its_fir
         waits = []
         for _ in range(8):
             began = monotonic()
-            with pytest.raises(StoreUnavailable, match="no answer"):
+            with pytest.raises(StoreUnavailable, match="answer"):
                 await asyncio.gather(*(node.ping() for _ in range(20)))
             waits.append(monotonic() - began)
         assert max(waits) < 1.0
