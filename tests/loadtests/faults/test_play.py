@@ -76,7 +76,6 @@ def test_a_shop_that_says_it_is_away_has_refused_and_lost_nothing(shop):
     got = figures(shop, lambda: setattr(shop, "away", True), lambda: setattr(shop, "away", False))
     assert got["refused_events"] > 0
     assert got["refused_questions"] > 0
-    assert got["goodput_per_s"]["during"] <= got["goodput_per_s"]["before"]  # on a busy machine both are nought
     assert (got["failed"], got["lost"], got["foreign"]) == (0, 0, 0)
 
 
