@@ -205,7 +205,8 @@ async def crowd(wire: Wire, requests: Sequence[bytes], is_good: IsGood, *, calle
         nonlocal good, at
         while time.monotonic() < until:
             number, at = at, at + 1
-            good += is_good(number, await wire.send(requests[number % len(requests)]))
+            reply = await wire.send(requests[number % len(requests)])
+            good += is_good(number, reply)  # only now: whoever adds across a wait loses what others added meanwhile
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     return good / seconds
