@@ -204,11 +204,11 @@ async def soaked(
         await soak.crowd(line, first)
         soak.look("first")
         before, between, during = await soak.under_swaps(line, swaps=swaps, every_s=every_s, rate=rate, seed=seed)
-        soak.look("swaps")
+        soak.look("after_swaps")
         began, sent = time.monotonic(), soak.sent
         await soak.crowd(line, max(total, soak.sent))
         per_s = (soak.sent - sent) / max(time.monotonic() - began, 1e-9)
-        soak.look("requests")
+        soak.look("after_requests")
     steady = [*before, *between]
     base = soak.memory_mb["first"]
     p99 = {name: percentile(of, 99) * 1000 for name, of in (("steady", steady), ("before", before), ("during", during))}
@@ -220,8 +220,8 @@ async def soaked(
         "swap_p50_ms": round(percentile(soak.swap_s, 50) * 1000, 1),
         "swap_max_ms": round(max(soak.swap_s, default=0.0) * 1000, 1),
         "memory_mb": soak.memory_mb,
-        "growth_after_swaps": round(soak.memory_mb["swaps"] / base - 1, 4),
-        "growth_after_requests": round(soak.memory_mb["requests"] / base - 1, 4),
+        "growth_after_swaps": round(soak.memory_mb["after_swaps"] / base - 1, 4),
+        "growth_after_requests": round(soak.memory_mb["after_requests"] / base - 1, 4),
         "p99_before_ms": round(p99["before"], 3),
         "p99_steady_ms": round(p99["steady"], 3),
         "p99_during_swaps_ms": round(p99["during"], 3),
@@ -236,7 +236,7 @@ def table(results: Mapping[str, Any]) -> list[list[str]]:
     memory = results["memory_mb"]
     return [
         ["", "start", "first", "after swaps", "after requests"],
-        ["resident MB", *(f"{memory[name]:.1f}" for name in ("start", "first", "swaps", "requests"))],
+        ["resident MB", *(f"{memory[name]:.1f}" for name in ("start", "first", "after_swaps", "after_requests"))],
         ["against first", "", "", *(f"{results[f'growth_after_{of}']:+.2%}" for of in ("swaps", "requests"))],
         ["p99 ms", f"{results['p99_before_ms']:.2f} before", f"{results['p99_steady_ms']:.2f} steady",
          f"{results['p99_during_swaps_ms']:.2f} during", f"ratio {results['p99_ratio']}"],
