@@ -2,8 +2,8 @@
 
 A new bundle is loaded beside the one that is served, in a thread of low priority: its digests are verified, what
 callers said of items is replayed, and it has to pass its trial. Then one reference changes. Who is under way ends on
-the bundle that they began with; that one is kept to go back to, and the one before it is let go. A bundle that fails on
-the way leaves everything as it was.
+the bundle that they began with; that one is kept to go back to, and the one before it is let go, and its memory given
+back. A bundle that fails on the way leaves everything as it was.
 
 What is activated is announced through the store. Other processes on it follow within `FOLLOW_EVERY_S` and the time it
 takes to load, and so does a process that starts later, as long as it is configured to serve the bundle that the
@@ -29,6 +29,7 @@ from service.answers import BundlesAnswer, BundleVariant, StoredBundle, SwapAnsw
 from service.aside import Aside
 from service.errors import BundleRefused, ConfigurationError, StoreUnavailable, SwapConflict
 from service.items import Items
+from service.memory import give_back
 from service.sessions import SessionStore
 from service.users import counting
 from service.variants import Variant, Variants, bundle_path
@@ -196,19 +197,26 @@ class Bundles:
             BundleRefused: it cannot be served.
         """
         try:
-            served = await self._load(bundle_path(self._directory, name))
-            if digest is not None and served.bundle.digest != digest:
-                raise BundleForeign(f"{name} is {served.bundle.digest[:12]} here, and {digest[:12]} was announced")
-            served, version = await self._items.replayed(served, like=variant, run=self._aside.run)
-            await self._trial(served)
+            served, version = await self._tried(variant, name, digest)
         except (BundleError, ConfigurationError, InvalidInput, OSError) as error:
-            metrics.SWAPS.labels("failed").inc()
-            _log.error("bundle %r is refused, variant %s goes on with what it has: %s", name, variant.name, error)
-            raise BundleRefused(
-                f"{error} (variant {variant.name!r} still serves {variant.served.bundle.name})"
-            ) from None
-        await self._flip(variant, served, version)
-        return "ok"
+            why = str(error)
+        else:
+            await self._flip(variant, served, version)
+            return "ok"
+        # Only here: as long as there is the error there are the frames that it came through, and the bundle in them.
+        metrics.SWAPS.labels("failed").inc()
+        _log.error("bundle %r is refused, variant %s goes on with what it has: %s", name, variant.name, why)
+        await self._aside.run(give_back)
+        raise BundleRefused(f"{why} (variant {variant.name!r} still serves {variant.served.bundle.name})")
+
+    async def _tried(self, variant: Variant, name: str, digest: str | None) -> tuple[Served, int]:
+        """A bundle that may be served in the place of a variant's, and the version of the item changes in it."""
+        served = await self._load(bundle_path(self._directory, name))
+        if digest is not None and served.bundle.digest != digest:
+            raise BundleForeign(f"{name} is {served.bundle.digest[:12]} here, and {digest[:12]} was announced")
+        served, version = await self._items.replayed(served, like=variant, run=self._aside.run)
+        await self._trial(served)
+        return served, version
 
     async def _back(self, variant: Variant) -> str:
         if variant.before is None:
@@ -222,7 +230,7 @@ class Bundles:
         for one in self._variants:
             shown(one.served, is_served=True)
         del served
-        await self._aside.run(gone.clear)  # what is let go is large, and taking it apart takes a moment
+        await self._aside.run(_let_go, gone)
 
     async def _follow_word(self, variant: Variant, value: bytes) -> None:
         word, self._heard[variant.name] = Word.decoded(value), value
@@ -271,6 +279,12 @@ def shown(served: Served, *, is_served: bool) -> None:
             metrics.BUNDLE_INFO.remove(*labels)
     else:  # there a series ends with its process, and cannot earlier
         metrics.BUNDLE_INFO.labels(*labels).set(0)
+
+
+def _let_go(gone: list[Served | None]) -> None:
+    """Takes apart what is not served any more, which takes a moment, and gives its memory back."""
+    gone.clear()
+    give_back()
 
 
 def _shown(variant: Variant) -> BundleVariant:

@@ -14,6 +14,7 @@ import toy
 from retrieval.bundle import Bundle
 from retrieval.errors import BundleError
 from retrieval.recommenders import load
+from service import bundles as bundles_module
 from service import metrics
 from service.bundles import Word
 from service.sessions import open_store
@@ -300,6 +301,31 @@ async def test_memory_and_metrics_are_flat_over_many_swaps(open_one):
         assert alive == 4, "one generation may live besides what is served"
         shown = metrics.exposition().decode()
         assert sum(line.startswith("sequitur_bundle_info{") for line in shown.splitlines()) == 1
+
+
+async def test_memory_is_given_back_aside_when_what_was_let_go_is_gone(open_one, monkeypatch):
+    """Earlier there would be nothing to give back; on the event loop somebody would wait for it."""
+    kept: list[weakref.ref] = []
+    given_back: list[tuple[bool, ...]] = []
+
+    def give_back() -> None:
+        assert threading.current_thread().name.startswith("aside")
+        given_back.append(tuple(one() is None for one in kept))
+
+    monkeypatch.setattr(bundles_module, "give_back", give_back)
+    async with open_one() as client:
+        shell = client.app.state.shell
+        kept.append(weakref.ref(shell.variants.default.served.bundle))
+        await activate(client, "two")
+        await activate(client, "one")
+
+        async def unfit(served):
+            kept.append(weakref.ref(served.bundle))
+            raise BundleError("it fails its trial")
+
+        shell.bundles._trial = unfit
+        assert (await activate(client, "two")).status_code == 422
+    assert given_back == [(False,), (True,), (True, True)]
 
 
 @pytest.mark.slow
