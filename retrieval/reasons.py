@@ -39,13 +39,31 @@ class Reasons:
         self._pointing: BoolArray = np.asarray(directions.any(axis=1))
         self._reads = {source: Reads(read.rows & self._pointing, read.window) for source, read in reads.items()}
 
-    def nearest(self, answer: Answer, history: IntArray) -> IntArray:
+    def read(self, history: IntArray) -> IntArray:
+        """int64: those rows of a history that a model here reads; `nearest` says of them what it says of all.
+
+        Args:
+            history: int64, rows, oldest first.
+        """
+        if not self._reads:
+            return history[:0]
+        if len(history) <= min(reads.window for reads in self._reads.values()):
+            return history
+        is_read = np.zeros(len(history), dtype=np.bool_)
+        for reads in self._reads.values():
+            is_read[np.flatnonzero(reads.rows[history])[-reads.window :]] = True
+        return history[is_read]
+
+    def nearest(self, answer: Answer, history: IntArray, *, count: int | None = None) -> IntArray:
         """int64, shape (K,): for each item of an answer the row of the history that is nearest; PAD_ROW for none.
 
         Args:
             answer: of K items.
             history: int64, rows, oldest first.
+            count: look at so many of the first items only.
         """
+        if count is not None and count < len(answer):
+            answer = Answer(answer.rows[:count], answer.scores[:count], answer.sources[:count])
         near = np.full(len(answer), PAD_ROW)
         for source, reads in self._reads.items():
             share = answer.sources.count(source)

@@ -30,7 +30,7 @@ from service.users import counting
 from service.variants import Variants
 
 KEPT_S = 1800.0
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,7 @@ class Ahead:
         ids: in their order.
         scores: theirs.
         sources: runs of equal sources: each with its length.
-        causes: item ids that `near` counts, from 1.
-        near: by item, the cause that it is near to; 0 for none.
+        history: item ids that the models read, for reasons; these are found when a page is asked for.
         user_id: whose list it is, if anybody's.
         is_ranked: whether scores are a ranker's.
         since: when it was found, in seconds since 1970.
@@ -57,18 +56,25 @@ class Ahead:
     ids: list[str]
     scores: list[float]
     sources: list[list[Any]]
-    causes: list[str]
-    near: list[int]
+    history: list[str]
     user_id: str | None
     is_ranked: bool
     since: float
 
     def items(self, places: Sequence[int], served: Served, rows: IntArray) -> list[RecommendedItem]:
-        """The items at some places of the whole list; `rows` are those of `ids`."""
+        """The items at some places of the whole list; `rows` are those of `ids`.
+
+        What a model finds near is true in its own space, so another bundle gives no reasons.
+        """
         sources = [source for source, length in self.sources for _ in range(length)]
         attributes = Cards(served.catalog).attributes
+        near: list[int] = []
+        if served.bundle.name == self.model[1]:
+            at = np.array(places, dtype=np.int64) - self.shown
+            page = Answer(rows[at], np.array(self.scores, np.float32)[at], tuple(sources[n] for n in at.tolist()))
+            near = served.reasons.nearest(page, served.catalog.rows(self.history)).tolist()
         items: list[RecommendedItem] = []
-        for place in places:
+        for n, place in enumerate(places):
             at = place - self.shown
             score = float(np.float32(self.scores[at]))
             item: RecommendedItem = {
@@ -80,18 +86,17 @@ class Ahead:
             known = attributes(int(rows[at]))
             if known is not None:
                 item["attributes"] = known
-            if self.near[at]:
-                item["reason"] = {"kind": "near", "item_id": self.causes[self.near[at] - 1]}
+            if near and near[n] != PAD_ROW:
+                item["reason"] = {"kind": "near", "item_id": served.catalog.ids[near[n]]}
             items.append(item)
         return items
 
 
-def encoded(call: Call, answer: Answer, near: IntArray, k: int, model: Sequence[str], *, user_id: str | None) -> bytes:
+def encoded(
+    call: Call, answer: Answer, history: IntArray, k: int, model: Sequence[str], *, user_id: str | None
+) -> bytes:
     """What lies behind the first `k` items of an answer, as the store keeps it; `decoded` reads it."""
     ids = call.served.catalog.ids
-    caused = near[k:].tolist()
-    causes = [row for row in dict.fromkeys(caused) if row != PAD_ROW]
-    number = {PAD_ROW: 0} | {row: n for n, row in enumerate(causes, start=1)}
     behind = answer.sources[k:]
     if behind.count(behind[0]) == len(behind):  # as nearly always
         sources = [(behind[0], len(behind))]
@@ -106,8 +111,7 @@ def encoded(call: Call, answer: Answer, near: IntArray, k: int, model: Sequence[
             [ids[row] for row in answer.rows[k:].tolist()],
             np.ascontiguousarray(answer.scores[k:], dtype=np.float32),
             sources,
-            [ids[row] for row in causes],
-            [number[row] for row in caused],
+            [ids[row] for row in call.served.reasons.read(history).tolist()],
             user_id,
             bool(answer.ranked),
             call.now,

@@ -158,13 +158,13 @@ class Pipeline:
 
             with timings("respond"):
                 model, recommendation_id = _model(served, call.variant), new_id(call.variant)
-                near = served.reasons.nearest(answer, request.history.rows)
-                items = _items(served, answer, near[: wanted.k], explain=asked.explain)
+                near = served.reasons.nearest(answer, request.history.rows, count=wanted.k)
+                items = _items(served, answer, near, explain=asked.explain)
             following = None
             if ahead and len(answer) > wanted.k:
                 with timings("state"):
                     names = model["name"], model["bundle"], model["variant"]
-                    payload = encoded(call, answer, near, wanted.k, names, user_id=asked.user_id)
+                    payload = encoded(call, answer, request.history.rows, wanted.k, names, user_id=asked.user_id)
                     kept = FrozenList(recommendation_id, asked.user_id, payload)
                     with self._permits.lent():
                         following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())

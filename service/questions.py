@@ -1,15 +1,15 @@
 """From a validated body to what the core is asked: ids become rows, words codes, and histories are looked up."""
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieval.filters import AttributeRule, Filter
 from retrieval.inputs import Request
-from retrieval.sequences import EMPTY, History, IntArray
+from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, History, IntArray
 from service import metrics
 from service.errors import StoreUnavailable
 from service.ladder import Call
@@ -23,14 +23,13 @@ from service.schemas import (
     RecommendationRequest,
     check_times,
 )
-from service.sessions import SessionStore, StoredEvent
+from service.sessions import Columns, SessionStore
 from service.settings import STORE_SHARE
 from service.timing import Timings
 from service.variants import Variant
 
 STORE_AWAY = "store_unavailable"  # why an answer is degraded
 _EVERYTHING = Filter()
-Past = HistoryEvent | StoredEvent  # an event of a history, from the body or from the store
 
 
 class Questions:
@@ -95,7 +94,7 @@ class Questions:
             limit_s = min(limit_s, STORE_SHARE * call.budget_s)
         try:
             async with asyncio.timeout(limit_s):
-                return rows_of(await self._store.history(asked.user_id), call)
+                return stored_rows(await self._store.columns(asked.user_id), call)
         except TimeoutError:
             metrics.DEADLINE_EXCEEDED.labels("state").inc()
             late = StoreUnavailable("history", f"no answer within {limit_s:g} s")
@@ -109,30 +108,38 @@ class Questions:
         metrics.STORE_ERRORS.labels(error.operation).inc()
 
 
-def rows_of(events: Sequence[Past | str], call: Call) -> History:
-    """A history in rows and codes, oldest first; events of unknown items are left out."""
+def rows_of(events: Sequence[HistoryEvent | str], call: Call) -> History:
+    """A history of a body in rows and codes, oldest first; events of unknown items are left out."""
     if not events:
         return EMPTY
     code = _event_codes(call.served.bundle.manifest.event_types).get
-    if isinstance(events[0], StoredEvent):  # and so are the others: they come from the store
-        ids, types, values, times = zip(*[event[:4] for event in events], strict=True)  # type: ignore[index]
-        codes = [code(kind, 0) for kind in types]
-        return History.of_events(call.served.catalog.rows(ids), codes, values, times)
-    if all(isinstance(event, str) for event in events):
-        n = len(events)
-        return History.of_events(
-            call.served.catalog.rows(events),  # type: ignore[arg-type]
-            [code(DEFAULT_EVENT_TYPE, 0)] * n,
-            [math.nan] * n,
-            [call.now] * n,
-        )
-    past = [StoredEvent(e, DEFAULT_EVENT_TYPE, None, call.now) if isinstance(e, str) else e for e in events]
+    n = len(events)
+    if set(map(type, events)) == {str}:
+        rows = call.served.catalog.rows(events)  # type: ignore[arg-type]
+        types = np.full(n, code(DEFAULT_EVENT_TYPE, 0))
+        return _known(rows, types, np.full(n, np.nan, np.float32), np.full(n, call.now))
+    past = [HistoryEvent(item_id=event) if isinstance(event, str) else event for event in events]
     return History.of_events(
         call.served.catalog.rows([event.item_id for event in past]),
         [code(event.event_type, 0) for event in past],
         [event.value for event in past],
         [call.now if event.timestamp is None else event.timestamp for event in past],
     )
+
+
+def stored_rows(events: Columns, call: Call) -> History:
+    """The same of a history from the store."""
+    if not events.item_ids:
+        return EMPTY
+    code = _event_codes(call.served.bundle.manifest.event_types).get
+    rows = call.served.catalog.rows(events.item_ids)
+    types = np.array([code(kind, 0) for kind in events.event_types])
+    return _known(rows, types, np.array(events.values, np.float32), np.array(events.timestamps))
+
+
+def _known(rows: IntArray, event_types: IntArray, values: FloatArray, timestamps: npt.NDArray[np.float64]) -> History:
+    """A history of what the catalog knows."""
+    return History(rows, event_types, values, timestamps).where(rows != PAD_ROW)
 
 
 @lru_cache(maxsize=8)

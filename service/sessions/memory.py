@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import StoreUnavailable
-from service.sessions import AppendResult, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent
+from service.sessions import NO_EVENTS, AppendResult, Columns, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent
 from service.sessions.history import merge, newcomers
 from service.sessions.payload import check, check_text, check_user_id, encode, encode_attributes
 
@@ -83,6 +83,10 @@ class MemorySessionStore:
         self._refuse_when_closed("history")
         user = self._live(check_user_id(user_id))
         return list(user.history) if user else []
+
+    async def columns(self, user_id: str) -> Columns:
+        events = await self.history(user_id)
+        return Columns(*zip(*[event[:4] for event in events], strict=True)) if events else NO_EVENTS
 
     async def erase(self, user_id: str) -> bool:
         self._refuse_when_closed("erase")

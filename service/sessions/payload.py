@@ -7,7 +7,7 @@ Encoding is strict so that decoding cannot fail: a history that cannot be read b
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import repeat
 from math import isfinite
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from service.errors import InvalidRequest
-from service.sessions import ItemChange, StoredEvent
+from service.sessions import NO_EVENTS, Columns, ItemChange, StoredEvent
 
 
 def encode(event: StoredEvent) -> bytes:
@@ -64,6 +64,18 @@ def decode(
         value, recommendation_id, context = (*rest, None, None, None)[:3]
         events.append(_event((item_id, event_type, value, timestamp, event_id, recommendation_id, context)))
     return events
+
+
+def columns(timestamps: Sequence[float], payloads: Sequence[bytes]) -> Columns:
+    """What `decode` gives, by column."""
+    parsed = orjson.loads(b"[" + b",".join(payloads) + b"]")
+    if not parsed:
+        return NO_EVENTS
+    if set(map(len, parsed)) == {2}:
+        item_ids, event_types = zip(*parsed, strict=True)
+        return Columns(item_ids, event_types, (None,) * len(parsed), timestamps)
+    values = [fields[2] if len(fields) > 2 else None for fields in parsed]
+    return Columns([fields[0] for fields in parsed], [fields[1] for fields in parsed], values, timestamps)
 
 
 _NOTHING = repeat(None)

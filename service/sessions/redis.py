@@ -21,12 +21,22 @@ from typing import Any
 import orjson
 
 from service.errors import ConfigurationError, StoreUnavailable
-from service.sessions import AppendResult, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent, scripts
+from service.sessions import (
+    NO_EVENTS,
+    AppendResult,
+    Columns,
+    FrozenList,
+    ItemChange,
+    ItemChanges,
+    Outcome,
+    StoredEvent,
+    scripts,
+)
 from service.sessions.address import addresses
 from service.sessions.cluster import Cluster
 from service.sessions.link import Command, Refusal
 from service.sessions.node import REMEDIES, Node, failure
-from service.sessions.payload import check_text, decode, decode_item, encode, encode_attributes
+from service.sessions.payload import check_text, columns, decode, decode_item, encode, encode_attributes
 from service.sessions.scripts import Script
 
 LAYOUT = b"1"  # first line of every entry
@@ -81,6 +91,13 @@ class RedisSessionStore:
     async def history(self, user_id: str) -> list[StoredEvent]:
         (entries,) = await self._call("history", ("LRANGE", keys(user_id)[0], -self._cap, -1))
         return _events("history", entries)
+
+    async def columns(self, user_id: str) -> Columns:
+        (entries,) = await self._call("history", ("LRANGE", keys(user_id)[0], -self._cap, -1))
+        if not entries:
+            return NO_EVENTS
+        _, timestamps, _, payloads = _lines("history", entries)
+        return columns(list(map(float, timestamps)), payloads)
 
     async def erase(self, user_id: str) -> bool:
         was_there, gone = False, list[bytes]()
@@ -206,11 +223,17 @@ def _entry(event: StoredEvent) -> bytes:
 
 
 def _events(operation: str, entries: Sequence[bytes]) -> list[StoredEvent]:
+    _, timestamps, event_ids, payloads = _lines(operation, entries)
+    known = orjson.loads(b"[" + b",".join([each or b"null" for each in event_ids]) + b"]")
+    return decode(map(float, timestamps), known, payloads)
+
+
+def _lines(operation: str, entries: Sequence[bytes]) -> tuple[list[bytes], list[bytes], list[bytes], list[bytes]]:
+    """The four lines of each entry: all layouts, times, event ids and payloads."""
     # No line holds a line break, so a history is cut into lines in one go.
     lines = b"\n".join(entries).split(b"\n") if entries else []
-    layouts, timestamps, event_ids, payloads = (lines[i::4] for i in range(4))
+    layouts = lines[::4]
     if len(lines) != 4 * len(entries) or layouts.count(LAYOUT) != len(entries):
         other = next((entry for entry in entries if not entry.startswith(LAYOUT + b"\n")), entries[0])
         raise StoreUnavailable(operation, f"an event of layout {other[:8]!r}: {REMEDIES['LAYOUT']}")
-    known = orjson.loads(b"[" + b",".join([each or b"null" for each in event_ids]) + b"]")
-    return decode(map(float, timestamps), known, payloads)
+    return layouts, lines[1::4], lines[2::4], lines[3::4]

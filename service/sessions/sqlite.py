@@ -14,10 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from service.sessions import AppendResult, FrozenList, ItemChange, ItemChanges, Outcome, StoredEvent
+from service.sessions import (
+    NO_EVENTS,
+    AppendResult,
+    Columns,
+    FrozenList,
+    ItemChange,
+    ItemChanges,
+    Outcome,
+    StoredEvent,
+)
 from service.sessions.database import Database
 from service.sessions.history import merge, newcomers
-from service.sessions.payload import check_text, check_user_id, decode, decode_item, encode, encode_attributes
+from service.sessions.payload import check_text, check_user_id, columns, decode, decode_item, encode, encode_attributes
 
 PURGE_EVERY_S = 1.0
 PURGE_USERS = 64  # looked at per purge: 5 million users a day, and never more than some 10 ms inside a transaction
@@ -86,6 +95,9 @@ class SqliteSessionStore:
     async def history(self, user_id: str) -> list[StoredEvent]:
         return await self._reader.call(partial(self._history, check_user_id(user_id)), operation="history")
 
+    async def columns(self, user_id: str) -> Columns:
+        return await self._reader.call(partial(self._columns, check_user_id(user_id)), operation="history")
+
     async def erase(self, user_id: str) -> bool:
         was_kept, was_there = await self._writer.call(partial(self._erase, check_user_id(user_id)), operation="erase")
         if was_kept:
@@ -149,13 +161,25 @@ class SqliteSessionStore:
     # What follows runs on a database's thread, inside a transaction.
 
     def _history(self, user_id: str, db: sqlite3.Connection) -> list[StoredEvent]:
+        found = self._kept(user_id, db)
+        return decode(*zip(*found, strict=True)) if found else []
+
+    def _columns(self, user_id: str, db: sqlite3.Connection) -> Columns:
+        found = self._kept(user_id, db)
+        if not found:
+            return NO_EVENTS
+        timestamps, _, payloads = zip(*found, strict=True)
+        return columns(timestamps, payloads)
+
+    def _kept(self, user_id: str, db: sqlite3.Connection) -> list[tuple[float, str | None, bytes]]:
+        """Time, event id and payload of a user's events, oldest first."""
         found = db.execute(
             "SELECT timestamp, event_id, payload FROM users JOIN events USING (user_key)"
             " WHERE user_id = ? AND expires_at > ? ORDER BY timestamp DESC, arrival DESC LIMIT ?",
             (user_id, self._clock(), self._cap),
         ).fetchall()
         found.reverse()
-        return decode(*zip(*found, strict=True)) if found else []
+        return found
 
     def _append(self, db: sqlite3.Connection, user_id: str, new: Sequence[_Row], read_back: bool) -> AppendResult:
         user_key, stored = self._stored(db, user_id, self._clock())

@@ -39,6 +39,20 @@ def test_an_append_is_visible_in_its_answer_and_in_the_very_next_history(room):
     room.run(story)
 
 
+def test_columns_say_what_the_history_says(room):
+    async def story(store: SessionStore) -> None:
+        assert await store.columns("u") == ((), (), (), ())
+        for given in (
+            [event("a", 1, "e1"), event("b", 2)],
+            [event("c", 3, value=0.5), event("d", 4, context={"n": 1})],
+        ):
+            await store.append("u", given)
+            said = zip(*await store.columns("u"), strict=True)
+            assert [*said] == [stored[:4] for stored in await store.history("u")]
+
+    room.run(story)
+
+
 def test_an_unknown_user_has_an_empty_history(room):
     async def story(store: SessionStore) -> None:
         assert await store.history("nobody") == []

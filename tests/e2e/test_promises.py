@@ -354,7 +354,7 @@ def test_degradation_in_order_each_visible(ask):
         async def open(self) -> None: ...
         async def close(self) -> None: ...
 
-        async def history(self, _user_id: str) -> Any:
+        async def columns(self, _user_id: str) -> Any:
             raise StoreUnavailable("history", "it is away")
 
         async def item_changes(self, _since: int = 0) -> Any:

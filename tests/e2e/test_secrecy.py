@@ -58,7 +58,7 @@ async def mixed(bundle: Path, keys: Path, directory: Path, *, is_away: bool) -> 
                 raise StoreUnavailable("history", "it is away")
 
             store = app.state.shell.store
-            store.history = store.append_many = store.erase = away
+            store.history = store.columns = store.append_many = store.erase = away
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         sent = {"authorization": f"Bearer {SECRETS['key']}", "x-request-id": SECRETS["header"] + " and a blank"}
         async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=sent) as http:

@@ -16,7 +16,7 @@ from retrieval.bundle import Bundle
 from retrieval.recommenders import Answer, Query, Served, Stage, TwoStage, load
 from service.app import create_app
 from service.errors import StoreUnavailable
-from service.sessions import ItemChanges
+from service.sessions import NO_EVENTS, ItemChanges
 from service.settings import Settings
 
 NOW = 1_700_000_000.0
@@ -40,6 +40,9 @@ class AwayStore:
         raise StoreUnavailable("append", "it is away")
 
     async def history(self, _user_id: str) -> Any:
+        raise StoreUnavailable("history", "it is away")
+
+    async def columns(self, _user_id: str) -> Any:
         raise StoreUnavailable("history", "it is away")
 
     async def erase(self, _user_id: str) -> bool:
@@ -80,6 +83,9 @@ class EmptyStore(AwayStore):
 
     async def history(self, _user_id: str) -> Any:
         return []
+
+    async def columns(self, _user_id: str) -> Any:
+        return NO_EVENTS
 
     async def item_changes(self, _since: int = 0) -> ItemChanges:
         return ItemChanges(0, [])

@@ -9,7 +9,7 @@ import pytest
 
 from retrieval.recommenders import Answer
 from service import metrics
-from service.sessions import open_store
+from service.sessions import NO_EVENTS, Columns, open_store
 
 pytestmark = pytest.mark.anyio
 URL = "/v1/recommendations"
@@ -74,7 +74,7 @@ async def test_without_consent_no_history_is_touched(open_client, empty_store):
     async def touched(_user_id: str):
         raise AssertionError("history was read")
 
-    empty_store.history = touched
+    empty_store.columns = touched
     async with open_client(app={"store": empty_store}) as client:
         answer = await client.post(URL, json={"user_id": "anna", "history": ["i03"], "k": 1, "consent": False})
         assert (answer.status_code, answer.json()["degraded"]) == (200, False)
@@ -96,7 +96,7 @@ async def test_late_store_is_done_without(open_client, away_store):
     async def never(_user_id: str):
         await asyncio.Event().wait()
 
-    away_store.history = never
+    away_store.columns = never
     async with open_client(app={"store": away_store}, store_timeout_ms=1) as client:
         answer = await client.post(URL, json={"user_id": "anna", "history": ["i03"], "k": 1})
         assert answer.json()["degraded_reasons"] == ["store_unavailable"]
@@ -119,11 +119,11 @@ async def test_late_with_nothing_to_show_is_504(open_client, empty_store):
     def clock() -> float:
         return ticks[0]
 
-    async def slow(_user_id: str) -> list:
+    async def slow(_user_id: str) -> Columns:
         ticks[0] += 1.0
-        return []
+        return NO_EVENTS
 
-    empty_store.history = slow
+    empty_store.columns = slow
     before = counted("sequitur_deadline_exceeded_total", stage="respond")
     async with open_client(app={"store": empty_store, "clock": clock}, deadline_ms=500) as client:
         answer = await client.post(URL, json={"user_id": "anna"})

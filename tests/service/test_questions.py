@@ -9,9 +9,9 @@ from retrieval.filters import AttributeRule, Filter
 from retrieval.sequences import EMPTY
 from service.errors import InvalidRequest
 from service.ladder import Call
-from service.questions import Questions, filter_of, joined, request_of, rows_of
+from service.questions import Questions, filter_of, joined, request_of, rows_of, stored_rows
 from service.schemas import FilterRequest, HistoryEvent, RankingRequest
-from service.sessions import StoredEvent, open_store
+from service.sessions import NO_EVENTS, Columns, StoredEvent, open_store
 from service.timing import Timings
 from service.variants import Variant
 
@@ -35,13 +35,38 @@ def asked(**fields) -> RankingRequest:
 
 def test_ids_and_events_of_both_kinds_become_rows_and_unknown_items_are_left_out(call):
     history = rows_of(
-        ["i01", "unheard of", HistoryEvent(item_id="i02", event_type="click"), StoredEvent("i03", "odd", 2.0, 5.0)],
+        [
+            "i01",
+            "unheard of",
+            HistoryEvent(item_id="i02", event_type="click"),
+            HistoryEvent(item_id="i03", event_type="odd", value=2.0, timestamp=5.0),
+        ],
         call,
     )
     assert history.rows.tolist() == [1, 2, 3]
     assert history.event_types.tolist() == [1, 2, 0]
     assert history.timestamps.tolist() == [NOW, NOW, 5.0]
     assert rows_of([], call) is EMPTY
+
+
+def test_ids_alone_become_what_events_without_more_become(call):
+    given = ["i03", "unheard of", "i01"]
+    alone, long = rows_of(given, call), rows_of([HistoryEvent(item_id=item_id) for item_id in given], call)
+    for name in ("rows", "event_types", "values", "timestamps"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(long, name))
+        assert getattr(alone, name).dtype == getattr(long, name).dtype
+
+
+def test_what_is_stored_becomes_what_the_same_events_of_a_body_become(call):
+    columns = Columns(("i01", "unheard of", "i03"), ("click", "view", "odd"), (None, 1.0, 2.0), (3.0, 4.0, 5.0))
+    events = [
+        HistoryEvent(item_id=i, event_type=t, value=v, timestamp=at) for i, t, v, at in zip(*columns, strict=True)
+    ]
+    stored, given = stored_rows(columns, call), rows_of(events, call)
+    for name in ("rows", "event_types", "values", "timestamps"):
+        np.testing.assert_array_equal(getattr(stored, name), getattr(given, name))
+        assert getattr(stored, name).dtype == getattr(given, name).dtype
+    assert stored_rows(NO_EVENTS, call) is EMPTY
 
 
 def test_numbers_of_the_context_reach_the_model_and_words_do_not(call):
