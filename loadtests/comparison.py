@@ -51,6 +51,7 @@ CROWD_S = 1.0
 # No newcomers: without a history the model is not asked, and ours calls such an answer degraded.
 HABITS = Habits(users=3_000, user_exponent=0.3, newcomer_share=0.0)
 PLENTY = 1_000_000
+SAMPLE = 0.01  # of request lines: whoever answers a thousand a second reads no line of each
 PATHS = {"plain": "/recommendations"}
 TOLD = {"plain": "/events"}
 
@@ -105,6 +106,7 @@ def serving(bundle: Path, *, redis: str, folder: Path, key: str, cores: Sequence
         "SEQUITUR_LOG": f"file://{folder / 'log'}",
         "SEQUITUR_RATE_LIMIT": str(PLENTY),
         "SEQUITUR_QUERY_BUDGET": str(PLENTY),
+        "SEQUITUR_LOG_SAMPLE": str(SAMPLE),
     }
     own = {name: value for name, value in own.items() if name in rivals.known_settings()}
     command = [sys.executable, "-m", "service", "--bundle", str(bundle.resolve()), "--port", "0"]

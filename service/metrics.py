@@ -336,6 +336,9 @@ for _metric, _values in (
     for _value in _values:
         _metric.labels(_value)
 
+# Looking a series up takes as long as counting three times.
+LISTS = {outcome: FROZEN_LISTS.labels(outcome) for outcome in FROZEN_LISTS_OUTCOMES}
+EVENT = {outcome: EVENTS.labels(outcome) for outcome in EVENT_OUTCOMES}
 STAGE = kept(STAGE_SECONDS, STAGES)
 HISTORY = Kept(HISTORY_LENGTH)
 ELIGIBLE = Kept(CANDIDATES)

@@ -70,8 +70,8 @@ class Ahead:
         attributes = Cards(served.catalog).attributes
         near: list[int] = []
         if served.bundle.name == self.model[1]:
-            at = np.array(places, dtype=np.int64) - self.shown
-            page = Answer(rows[at], np.array(self.scores, np.float32)[at], tuple(sources[n] for n in at.tolist()))
+            own = [place - self.shown for place in places]
+            page = Answer(rows[own], np.array(self.scores, np.float32)[own], tuple(sources[at] for at in own))
             near = served.reasons.nearest(page, served.catalog.rows(self.history)).tolist()
         items: list[RecommendedItem] = []
         for n, place in enumerate(places):
@@ -169,9 +169,9 @@ class Pages:
                 await self._store.keep_list(kept, at=k, ttl_s=KEPT_S)
         except (TimeoutError, StoreUnavailable):
             metrics.STORE_ERRORS.labels("keep_list").inc()
-            metrics.FROZEN_LISTS.labels("lost").inc()
+            metrics.LISTS["lost"].inc()
             return None
-        metrics.FROZEN_LISTS.labels("kept").inc()
+        metrics.LISTS["kept"].inc()
         return _path(kept.recommendation_id, k, k)
 
     async def next(
@@ -218,7 +218,7 @@ class Pages:
                         places += _between(may_be_shown, start, reached)
             with timings("respond"):
                 items = ahead.items(places, served, rows)
-            metrics.FROZEN_LISTS.labels("read").inc()
+            metrics.LISTS["read"].inc()
             for stage, seconds in timings.seconds.items():
                 metrics.STAGE[stage].observe(seconds)
             name, bundle, variant = ahead.model
@@ -244,7 +244,7 @@ class Pages:
             found = await self._store.advance_list(recommendation_id, by)
         ahead = decoded(found[0]) if found is not None else None
         if found is None or ahead is None:
-            metrics.FROZEN_LISTS.labels("gone").inc()
+            metrics.LISTS["gone"].inc()
             raise ListGone(recommendation_id, KEPT_S)
         return ahead, found[1]
 

@@ -17,8 +17,7 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from service import metrics
 from service.errors import Overloaded
@@ -60,6 +59,7 @@ class Permits:
         self.waiting = 0
         self.limit = min(FIRST, most)
         metrics.PERMITS.set(self.limit)
+        metrics.watch(metrics.IN_FLIGHT, self, lambda permits: permits.taken + permits.waiting)
 
     def check(self, coming: int = 0) -> None:
         """Refuses as `hold` would: asked before a body is read, so that an overloaded process does not even parse.
@@ -83,25 +83,15 @@ class Permits:
         self._busiest = max(self._busiest, at_work)
         return True
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> "_Held":
         """One permit for as long as the block lasts.
 
         Raises:
             Overloaded: all are taken.
         """
-        self.check()
-        self.taken += 1
-        self._busiest = max(self._busiest, self.taken)
-        metrics.IN_FLIGHT.inc()
-        try:
-            yield
-        finally:
-            self.taken -= 1
-            metrics.IN_FLIGHT.dec()
+        return _Held(self)
 
-    @contextmanager
-    def lent(self, *, is_bounded: bool = False) -> Iterator[None]:
+    def lent(self, *, is_bounded: bool = False) -> "_Lent":
         """Within `hold`: lends the permit for as long as the block lasts, in which a store is waited for.
 
         Args:
@@ -111,16 +101,26 @@ class Permits:
         Raises:
             Overloaded: so many wait already.
         """
+        return _Lent(self, is_bounded)
+
+    def _take(self) -> None:
+        self.check()
+        self.taken += 1
+        self._busiest = max(self._busiest, self.taken)
+
+    def _give_back(self) -> None:
+        self.taken -= 1
+
+    def _lend(self, *, is_bounded: bool) -> None:
         if is_bounded and self.waiting >= self._most:
             metrics.SHED.labels("store_slow").inc()
             raise Overloaded(f"{self.waiting} requests wait for the session store already", reason="store_slow")
         self.taken -= 1
         self.waiting += 1
-        try:
-            yield
-        finally:
-            self.waiting -= 1
-            self.taken += 1
+
+    def _take_again(self) -> None:
+        self.waiting -= 1
+        self.taken += 1
 
     @property
     def is_idle(self) -> bool:
@@ -161,12 +161,36 @@ class Unlimited(Permits):
         self.taken = self.waiting = 0
         self.limit = sys.maxsize
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Nothing."""
-        yield
+    def _take(self) -> None: ...
 
-    @contextmanager
-    def lent(self, *, is_bounded: bool = False) -> Iterator[None]:  # noqa: ARG002
-        """Nothing."""
-        yield
+    def _give_back(self) -> None: ...
+
+    def _lend(self, *, is_bounded: bool) -> None: ...
+
+    def _take_again(self) -> None: ...
+
+
+class _Held:  # both are classes and no generators, which take five times as long to enter and to leave
+    __slots__ = ("_permits",)
+
+    def __init__(self, permits: Permits) -> None:
+        self._permits = permits
+
+    def __enter__(self) -> None:
+        self._permits._take()
+
+    def __exit__(self, *_: object) -> None:
+        self._permits._give_back()
+
+
+class _Lent:
+    __slots__ = ("_is_bounded", "_permits")
+
+    def __init__(self, permits: Permits, is_bounded: bool) -> None:
+        self._permits, self._is_bounded = permits, is_bounded
+
+    def __enter__(self) -> None:
+        self._permits._lend(is_bounded=self._is_bounded)
+
+    def __exit__(self, *_: object) -> None:
+        self._permits._take_again()

@@ -7,7 +7,6 @@ Read `Pipeline.recommend` from top to bottom. Whatever can be answered by someth
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from typing import TypeVar
 
 import numpy as np
@@ -350,16 +349,16 @@ def _items(served: Served, answer: Answer, near: IntArray, *, explain: bool = Fa
     """Rows become ids again: of as many items as `near` has rows of the history for, see `Reasons.nearest`."""
     ids, attributes = served.catalog.ids, Cards(served.catalog).attributes
     k = len(near)
-    found = zip(answer.rows[:k].tolist(), answer.scores[:k].tolist(), answer.sources, count(1), strict=False)
-    items: list[RecommendedItem] = [
-        {"item_id": ids[row], "score": score, "rank": rank, "source": source, "attributes": attributes(row)}
-        for row, score, source, rank in found
-    ]
-    for item, cause in zip(items, near.tolist(), strict=False):
-        if item["attributes"] is None:
-            del item["attributes"]
+    rows, scores, causes = answer.rows[:k].tolist(), answer.scores[:k].tolist(), near.tolist()
+    items: list[RecommendedItem] = []
+    for rank, (row, score, source, cause) in enumerate(zip(rows, scores, answer.sources, causes, strict=False), 1):
+        item: RecommendedItem = {"item_id": ids[row], "score": score, "rank": rank, "source": source}
+        known = attributes(row)
+        if known is not None:
+            item["attributes"] = known
         if cause != PAD_ROW:
             item["reason"] = {"kind": "near", "item_id": ids[cause]}
+        items.append(item)
     for item, rule in zip(items, answer.reasons, strict=False):
         if rule:
             item["reason"] = {"kind": rule}  # type: ignore[typeddict-item]  # no other words

@@ -75,7 +75,7 @@ class Users:
                     if outcome == "accepted" and event.recommendation_id is not None:
                         named = variant_of(event.recommendation_id, self._variants)
                         metrics.ATTRIBUTED_CLICKS.labels(named or metrics.UNKNOWN).inc()
-                    metrics.EVENTS.labels(outcome).inc()
+                    metrics.EVENT[outcome].inc()
                     results[place] = result
             self._journal.events(accepted)
             done = [result for result in results if result is not None]

@@ -17,6 +17,7 @@ def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
     permits = Permits(1)
     before = metrics.REGISTRY.get_sample_value("sequitur_shed_total", {"reason": "in_flight"})
     with permits.hold():
+        metrics.count_kept()
         assert metrics.REGISTRY.get_sample_value("sequitur_in_flight") == 1
         with pytest.raises(Overloaded, match="1 requests are at work already"), permits.hold():
             pass
@@ -24,6 +25,7 @@ def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
         raise KeyError
     with permits.hold():
         pass
+    metrics.count_kept()
     assert metrics.REGISTRY.get_sample_value("sequitur_in_flight") == 0
     assert metrics.REGISTRY.get_sample_value("sequitur_shed_total", {"reason": "in_flight"}) == before + 1
 

@@ -11,7 +11,7 @@ from service.errors import InvalidRequest
 from service.ladder import Call
 from service.questions import Questions, filter_of, joined, request_of, rows_of, stored_rows
 from service.schemas import FilterRequest, HistoryEvent, RankingRequest
-from service.sessions import NO_EVENTS, Columns, StoredEvent, open_store
+from service.sessions import NO_EVENTS, Columns, open_store
 from service.timing import Timings
 from service.variants import Variant
 
