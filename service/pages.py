@@ -5,7 +5,6 @@ another bundle changes it, and an item that may not be shown any more is left ou
 recommendation: where the store is away a list has no next page, and says so by `next: null`.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,6 +27,7 @@ from service.sessions import FrozenList, SessionStore
 from service.timing import Timings
 from service.users import counting
 from service.variants import Variants
+from service.within import Within
 
 KEPT_S = 1800.0
 LAYOUT = 2
@@ -165,7 +165,7 @@ class Pages:
     async def keep(self, kept: FrozenList, k: int, *, time_left_s: float) -> str | None:
         """Where the next page is; None where the list could not be kept."""
         try:
-            async with asyncio.timeout(min(self._timeout_s, time_left_s)):
+            with Within(min(self._timeout_s, time_left_s)):
                 await self._store.keep_list(kept, at=k, ttl_s=KEPT_S)
         except (TimeoutError, StoreUnavailable):
             metrics.STORE_ERRORS.labels("keep_list").inc()

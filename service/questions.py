@@ -1,6 +1,5 @@
 """From a validated body to what the core is asked: ids become rows, words codes, and histories are looked up."""
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -27,6 +26,7 @@ from service.sessions import Columns, SessionStore
 from service.settings import STORE_SHARE
 from service.timing import Timings
 from service.variants import Variant
+from service.within import Within
 
 STORE_AWAY = "store_unavailable"  # why an answer is degraded
 _EVERYTHING = Filter()
@@ -93,7 +93,7 @@ class Questions:
         if asked.deadline_ms:
             limit_s = min(limit_s, STORE_SHARE * call.budget_s)
         try:
-            async with asyncio.timeout(limit_s):
+            with Within(limit_s):
                 return stored_rows(await self._store.columns(asked.user_id), call)
         except TimeoutError:
             metrics.DEADLINE_EXCEEDED.labels("state").inc()
