@@ -131,10 +131,17 @@ def stored_rows(events: Columns, call: Call) -> History:
     """The same of a history from the store."""
     if not events.item_ids:
         return EMPTY
-    code = _event_codes(call.served.bundle.manifest.event_types).get
+    n = len(events.item_ids)
     rows = call.served.catalog.rows(events.item_ids)
-    types = np.array([code(kind, 0) for kind in events.event_types])
-    return _known(rows, types, np.array(events.values, np.float32), np.array(events.timestamps))
+    code = _event_codes(call.served.bundle.manifest.event_types).get
+    first = events.event_types[0]
+    if events.event_types.count(first) == n:
+        types = np.full(n, code(first, 0))
+    else:
+        types = np.array([code(kind, 0) for kind in events.event_types])
+    has_values = events.values.count(None) < n  # turning many of these into numbers one by one takes its time
+    values = np.array(events.values, np.float32) if has_values else np.full(n, np.nan, np.float32)
+    return _known(rows, types, values, np.array(events.timestamps))
 
 
 def _known(rows: IntArray, event_types: IntArray, values: FloatArray, timestamps: npt.NDArray[np.float64]) -> History:
