@@ -110,7 +110,7 @@ def _state(request: Request) -> State:
     Raises:
         NotReady: it has not, or is taking it apart.
     """
-    state: State | None = request.app.state.shell
+    state: State | None = request.scope["app"].state.shell
     if state is None:
         raise NotReady("the bundle is not loaded and warm; try again in a moment")
     return state
@@ -128,15 +128,17 @@ def _items(request: Request) -> Items:
     return _state(request).items
 
 
-async def _parsed(request: Request, model: type[Body]) -> Body:
-    """The body as `model`; an overloaded process refuses before it reads one.
+def _parsed(request: Request, model: type[Body]) -> tuple[State, Body]:
+    """What answers, and the body as `model`; an overloaded process refuses before it reads one.
 
     Raises:
+        NotReady: nothing answers.
         Overloaded: no permit is left.
         UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
     """
-    _state(request).permits.check()
-    return _read(request, model)
+    state = _state(request)
+    state.permits.check()
+    return state, _read(request, model)
 
 
 def _read(request: Request, model: type[Body]) -> Body:
@@ -150,7 +152,7 @@ def _read(request: Request, model: type[Body]) -> Body:
         # Browsers may send forms and plain text to other origins without asking; JSON they may not.
         raise UnsupportedMediaType(media)
     try:
-        return model.model_validate_json(request.state.body)
+        return model.model_validate_json(request.scope["state"]["body"])
     except ValidationError as error:
         raise of_validation(error.errors(include_url=False)) from None
 
@@ -177,10 +179,11 @@ def _json(content: Any, *, status: int = 200) -> Response:
 
 def _timed(request: Request, answer: RecommendationAnswer | RankingAnswer | SimilarAnswer) -> Response:
     """An answer with its stages in the header and in the log line, from the same numbers."""
-    stages = answer["timings_ms"]
-    request.state.answer = answer
-    timing = ", ".join([f"{stage};dur={ms}" for stage, ms in stages.items()])
-    return _Json(answer, 200, (b"server-timing", timing.encode()))
+    request.scope["state"]["answer"] = answer
+    # `{"filter":0.012,"state":0.05}` is written as `filter;dur=0.012, state;dur=0.05`, for a third of what formatting
+    # the numbers takes.
+    timing = orjson.dumps(answer["timings_ms"])[2:-1].replace(b'":', b";dur=").replace(b',"', b", ")
+    return _Json(answer, 200, (b"server-timing", timing))
 
 
 @api.post(
@@ -199,9 +202,10 @@ async def recommend(request: Request) -> Response:
     Never an id outside the catalog or the filter, and never one twice. Where something is missing (no history, the
     store away, time nearly over) a simpler answer comes, with `degraded` and why. Unknown users and items are no error.
     """
-    asked = await _parsed(request, RecommendationRequest)
+    state, asked = _parsed(request, RecommendationRequest)
+    about = request.scope["state"]
     answer = await while_connected(
-        request, _pipeline(request).recommend(asked, arrived=request.state.arrived, caller=request.state.caller)
+        request, state.pipeline.recommend(asked, arrived=about["arrived"], caller=about["caller"])
     )
     return _timed(request, answer)
 
@@ -221,10 +225,10 @@ async def recommend_for_user(
     """Items for a user from the stored history. It changes nothing, so nothing is kept for a next page either."""
     said = {"user_id": user_id, "placement": placement, "k": k}
     asked = RecommendationRequest.model_validate({name: value for name, value in said.items() if value is not None})
-    state = request.state
+    about = request.scope["state"]
     answer = await while_connected(
         request,
-        _pipeline(request).recommend(asked, arrived=state.arrived, caller=state.caller, has_pages=False),
+        _pipeline(request).recommend(asked, arrived=about["arrived"], caller=about["caller"], has_pages=False),
     )
     return _timed(request, answer)
 
@@ -264,8 +268,8 @@ async def merge(request: Request) -> Response:
 
     Order and event ids are kept; what both have counts once. Sent again it finds nothing to move.
     """
-    body = await _parsed(request, MergeRequest)
-    return _json(await _users(request).merge(body.source, body.into))
+    state, body = _parsed(request, MergeRequest)
+    return _json(await state.users.merge(body.source, body.into))
 
 
 @api.post(
@@ -285,13 +289,12 @@ async def rank(request: Request) -> Response:
     are unknown come last, flagged, and so does what the model has nothing to score by. Without a history the order is
     by popularity, and the answer says so as `degraded`.
     """
-    asked = await _parsed(request, RankingRequest)
-    return _timed(
-        request,
-        await while_connected(
-            request, _pipeline(request).rank(asked, arrived=request.state.arrived, caller=request.state.caller)
-        ),
+    state, asked = _parsed(request, RankingRequest)
+    about = request.scope["state"]
+    answer = await while_connected(
+        request, state.pipeline.rank(asked, arrived=about["arrived"], caller=about["caller"])
     )
+    return _timed(request, answer)
 
 
 @api.get(
@@ -340,8 +343,8 @@ async def put_item(request: Request, item_id: PathId) -> Response:
     items at once, by generators as far as they can read its text, and by encoders where the items lie that share its
     words (source `described`). `filter.new_only` asks for new items alone.
     """
-    body = await _parsed(request, ItemRequest)
-    answer, is_added = await _items(request).put(item_id, body)
+    state, body = _parsed(request, ItemRequest)
+    answer, is_added = await state.items.put(item_id, body)
     return _json(answer, status=201 if is_added else 200)
 
 
@@ -377,8 +380,8 @@ async def remove_item(request: Request, item_id: PathId) -> Response:
 )
 async def record(request: Request) -> Response:
     """Stores up to 500 events, or none of them and an error that names the bad one."""
-    body = await _parsed(request, EventsRequest)
-    return _json(await _users(request).record(body.events), status=202)
+    state, body = _parsed(request, EventsRequest)
+    return _json(await state.users.record(body.events), status=202)
 
 
 @api.get(

@@ -22,7 +22,8 @@ class Timings:
 
     def milliseconds(self) -> dict[str, float]:
         """The same in milliseconds, to the microsecond: what people and headers read."""
-        return {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
+        # What `round(..., 3)` gives, in a third of its time: the nearest number to so many thousandths.
+        return {stage: int(seconds * 1e6 + 0.5) / 1000 for stage, seconds in self.seconds.items()}
 
 
 class _Span:
@@ -38,4 +39,5 @@ class _Span:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._timings.add(self._stage, self._timings._clock() - self._started)
+        timings, stage = self._timings, self._stage
+        timings.seconds[stage] = timings.seconds.get(stage, 0.0) + timings._clock() - self._started

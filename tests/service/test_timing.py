@@ -1,3 +1,5 @@
+import random
+
 from service.timing import Timings
 
 
@@ -29,3 +31,12 @@ def test_a_stage_that_raises_is_timed_all_the_same():
     except KeyError:
         pass
     assert timings.seconds == {"state": 0.5}
+
+
+def test_milliseconds_are_what_rounding_to_the_microsecond_gives():
+    chance = random.Random(1)
+    timings = Timings(Ticking())
+    for stage in range(10_000):
+        timings.add(str(stage), 10 ** chance.uniform(-7, 2))
+    rounded = {stage: round(seconds * 1000, 3) for stage, seconds in timings.seconds.items()}
+    assert timings.milliseconds() == rounded
