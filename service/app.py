@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import orjson
 from fastapi import FastAPI, Request
@@ -17,10 +18,10 @@ from starlette.types import ASGIApp
 from retrieval.recommenders import Served
 from service import __version__, documentation, logs, settings
 from service.errors import of_http, of_validation
-from service.express import Application
+from service.express import Application, Lane
 from service.journal import open_journal
 from service.keys import open_keys
-from service.middleware import BodyLimit, Edge, Gate
+from service.middleware import BodyLimit, Edge, Gate, Recorder
 from service.placements import Placements
 from service.rates import Rates
 from service.routes import STATIC, api, pages, probes
@@ -87,8 +88,10 @@ def create_app(
         limited = BodyLimit(inner, limit_bytes=MAX_BODY_BYTES)
         return Edge(Gate(limited, keys=keys, rates=rates), clock=clock, lines=lines, tracing=tracing)
 
+    recorder = Recorder(clock=clock, lines=lines, tracing=tracing)
     app = Application(
         layers=layers,
+        lane=partial(Lane, recorder=recorder, keys=keys, rates=rates, limit_bytes=MAX_BODY_BYTES),
         express=api.routes,
         title="Sequitur",
         version=__version__,

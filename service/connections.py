@@ -4,22 +4,28 @@ The server's parser takes headers of any size and waits for them for ever. Here 
 in bytes and in number, a request that is not whole has a time, and what is no HTTP request is answered as every other
 error is. Nothing of it costs a request that arrives in one piece, as nearly all do, more than a few comparisons.
 
+A whole request of the express lane is handed over here, past ASGI, and its answer is written in one piece. What is out
+of the ordinary (behind another request, HTTP/1.0, `Expect`, an upgrade) goes the server's own way, to the same answer.
+
 Here overload is answered, too. A refusal that travels through the application costs a third of an answer, and at twice
 the load a service would be busy refusing; at the door it costs a tenth. Only the calls of the express lane are turned
 away here; probes, metrics and everything else go in.
 
-Bodies have their own limits in `middleware`, which knows how to answer; the time here is longer and is for who dribbles
-headers, or the rest of a body that was refused.
+Bodies have limits of their own, those of `middleware`; the time here is longer and is for who dribbles headers, or the
+rest of a body that was refused.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import metrics
 from service.errors import HeadTooLarge, MalformedHttp, Overloaded, code_of, problem
-from service.express import CALLS
+from service.express import CALLS, Lane
+from service.middleware import API_HEADERS, GONE, UNMATCHED, Posted
 from service.request_ids import request_id
 
 MAX_HEAD_BYTES = 32_768  # request line and headers; an id of 256 characters is 2,304 bytes as `%F0%9F...`
@@ -30,6 +36,7 @@ LOOK_EVERY_S = 1.0
 _HOT = {path.encode(): path for path in CALLS}
 _FULL = Overloaded("as many requests are at work as can be done in time; try again", reason="in_flight")
 _BLANK = b"00000000"  # in place of a request's id
+_BUG = Response("Internal Server Error", 500, {"connection": "close"}, "text/plain")  # what the server says of one
 _FULL_HEADERS = ("x-request-id: %s", "x-content-type-options: nosniff", "cache-control: no-store")
 
 
@@ -73,6 +80,60 @@ class _Done:
         """Nobody waits for more of it."""
 
 
+class Exchange:
+    """A request of the express lane and its answer; stands where the server keeps the request under way.
+
+    The server, and what is below, says that the client has gone by `disconnected`, and then sets `message_event`.
+
+    Args:
+        lane: answers it.
+        posted: the request.
+        keep_alive: whether the client wants to go on behind it.
+        on_gone: called with this when the client has gone.
+    """
+
+    __slots__ = (
+        "_on_gone",
+        "body",
+        "disconnected",
+        "keep_alive",
+        "lane",
+        "more_body",
+        "posted",
+        "response_complete",
+        "response_started",
+        "scope",
+        "too_late",
+    )
+
+    def __init__(self, lane: Lane, posted: Posted, keep_alive: bool, on_gone: Callable[["Exchange"], None]) -> None:
+        self.lane = lane
+        self.posted = posted
+        self.scope = posted.scope
+        self.keep_alive = keep_alive
+        self.body = bytearray()
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
+        self.too_late: asyncio.TimerHandle | None = None  # for the rest of the body; None: nobody waits for it
+        self._on_gone = on_gone
+
+    @property
+    def message_event(self) -> "Exchange":
+        """Itself."""
+        return self
+
+    def set(self) -> None:
+        """Looks whether the client has gone; may be called more than once."""
+        if self.disconnected and not self.posted.is_gone:
+            self._on_gone(self)
+
+    def body_is_over(self) -> None:
+        """Whole or not, no more of it is waited for."""
+        if self.too_late is not None:
+            self.too_late.cancel()
+            self.too_late = None
+
+
 class Connection(HttpToolsProtocol):
     """One connection of a client."""
 
@@ -80,7 +141,8 @@ class Connection(HttpToolsProtocol):
     _refusal: HeadTooLarge | None = None
     _waiting_since: float | None = None  # on the loop's clock; None: a whole request is here, or none was begun
     _look: asyncio.TimerHandle | None = None
-    _at_work: RequestResponseCycle | None = None
+    _at_work: RequestResponseCycle | Exchange | None = None
+    _lane: Lane | None = None
 
     @property
     def is_waiting(self) -> bool:
@@ -89,6 +151,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if self.limit_concurrency is None and not self.access_log and not self.root_path:  # these are the server's own
+            self._lane = getattr(self.app, "lane", None)
         self._waiting_since = self.loop.time()
         self._look = self.loop.call_later(LOOK_EVERY_S, self._look_again)
 
@@ -113,6 +177,8 @@ class Connection(HttpToolsProtocol):
         if has_head and not self.cycle.more_body:
             self._waiting_since, self._received_bytes = None, 0
             return
+        if has_head:
+            self._wait_for_body()
         if self._waiting_since is None:
             self._waiting_since = self.loop.time()
         if self.transport.is_closing():
@@ -129,17 +195,126 @@ class Connection(HttpToolsProtocol):
         ):
             self._refusal = HeadTooLarge(MAX_HEAD_BYTES, MAX_HEADERS)
             raise self._refusal
-        if self.url in _HOT and self._is_full():
-            self._turn_away()
-        else:
+        path = _HOT.get(self.url)
+        if path is None or self._is_under_way() or self.parser.get_method() != b"POST":
             super().on_headers_complete()
+        elif self.transport.is_closing():
+            self.cycle = _Done(self.scope)  # type: ignore[assignment]
+        elif self._is_full():
+            self._turn_away()
+        elif self._lane is None or self._is_unusual():
+            super().on_headers_complete()
+        else:
+            self._take(self._lane, path)
+
+    def on_body(self, body: bytes) -> None:
+        exchange: Any = self.cycle
+        if not isinstance(exchange, Exchange):
+            super().on_body(body)
+        elif not exchange.response_complete and not exchange.disconnected:
+            exchange.body += body
+            if len(exchange.body) > exchange.lane.limit_bytes:
+                self._answer(exchange, exchange.lane.too_large(exchange.posted))
+
+    def on_message_complete(self) -> None:
+        exchange: Any = self.cycle
+        if not isinstance(exchange, Exchange):
+            super().on_message_complete()
+            return
+        exchange.more_body = False
+        if not exchange.response_complete and not exchange.disconnected:
+            exchange.body_is_over()
+            task = exchange.posted.task = self.loop.create_task(self._work(exchange))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    def _is_under_way(self) -> bool:
+        """Whether a request is not answered yet, which an answer to the next one must not overtake."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_unusual(self) -> bool:
+        """Whether the server has to do more with a request than read it and write the answer."""
+        parser = self.parser
+        return (
+            self.expect_100_continue
+            or self.flow.write_paused
+            or parser.should_upgrade()
+            or parser.get_http_version() != "1.1"
+        )
 
     def _is_full(self) -> bool:
         """Whether the application has no permit to give; one that knows of none lets everybody in."""
         is_full = getattr(self.app, "is_full", None)
-        if is_full is None or (self.cycle is not None and not self.cycle.response_complete):
-            return False  # behind another request of this connection, an answer of ours would overtake that one's
-        return bool(is_full(len(self.tasks))) and self.parser.get_method() == b"POST"
+        return is_full is not None and bool(is_full(len(self.tasks)))
+
+    def _take(self, lane: Lane, path: str) -> None:
+        """Begins a request of the express lane, which may be refused before its body is there."""
+        posted = lane.begin(self.scope, path)  # type: ignore[arg-type]  # one library's word for the other's
+        exchange = Exchange(lane, posted, self.parser.should_keep_alive(), self._gone)
+        self.cycle = self._at_work = exchange  # type: ignore[assignment]
+        refusal = lane.refuse(posted)
+        if refusal is not None:
+            self._answer(exchange, refusal)
+
+    async def _work(self, exchange: Exchange) -> None:
+        """The task of a request that is whole."""
+        try:
+            answer = await exchange.lane.answer(exchange.posted, bytes(exchange.body))
+            if self.flow.write_paused and not exchange.disconnected:
+                await self.flow.drain()
+        except BaseException as error:  # as the server does it, which gives up waiting for a request in this way
+            self.logger.error("Exception in the express lane", exc_info=error)
+            self._answer(exchange, _BUG, GONE)
+        else:
+            self._answer(exchange, answer)
+
+    def _answer(self, exchange: Exchange, answer: Response | None, status: int | None = None) -> None:
+        """Writes an answer, if there is anybody to read it, and goes on with the next request.
+
+        Args:
+            exchange: the request.
+            answer: None: its client has gone.
+            status: to be counted, where it is another one than the answer's.
+        """
+        exchange.body_is_over()
+        if answer is not None and not exchange.disconnected:
+            exchange.response_complete = True
+            if not self.transport.is_closing():
+                self._write(exchange, answer)
+        exchange.lane.end(exchange.posted, status or (answer.status_code if answer else GONE))
+
+    def _write(self, exchange: Exchange, answer: Response) -> None:
+        own_id = exchange.scope["state"]["request_id"].encode()
+        headers = [*self.server_state.default_headers, *answer.raw_headers, (b"x-request-id", own_id), *API_HEADERS]
+        parts = [STATUS_LINE[answer.status_code]]
+        is_last = False
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            is_last = is_last or name == b"connection"  # nobody here says it but to close
+        if not is_last and not exchange.keep_alive:
+            is_last = True
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", bytes(answer.body))
+        self.transport.write(b"".join(parts))
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _gone(self, exchange: Exchange) -> None:
+        """The client will not read the answer."""
+        exchange.posted.leave()
+        if exchange.more_body:
+            self._answer(exchange, None)
+
+    def _wait_for_body(self) -> None:
+        """Gives the rest of a body its time; most come with their head, and cost no timer."""
+        exchange: Any = self.cycle
+        is_read = isinstance(exchange, Exchange) and not exchange.response_complete and not exchange.disconnected
+        if is_read and exchange.too_late is None:
+            exchange.too_late = self.loop.call_later(exchange.lane.limit_s, self._too_late, exchange)
+
+    def _too_late(self, exchange: Exchange) -> None:
+        self._answer(exchange, exchange.lane.too_slow(exchange.posted))
 
     def _turn_away(self) -> None:
         """Answers in place of the application, before the body is there, and goes on with the next request."""
@@ -169,7 +344,7 @@ class Connection(HttpToolsProtocol):
             return
         answer = problem(error, request_id=request_id(self.headers or ()))
         metrics.ERRORS.labels(error.code).inc()
-        metrics.REQUESTS.labels("unmatched", "other", answer.status_code).inc()
+        metrics.REQUESTS.labels(UNMATCHED, "other", answer.status_code).inc()
         self.transport.write(_whole(answer, "connection: close"))
         self.transport.close()
 

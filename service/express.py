@@ -3,9 +3,12 @@
 The framework's routing, dependency solving and exit stacks cost more than encoding a history. The calls here go from
 our own layers straight to their endpoint, the very function that the framework would have called, so nothing is written
 twice: whatever is not listed, or comes with another method, takes the usual way, and both give the same answers.
+
+ASGI itself costs more than the layers: events to wait on, tasks to wake, an answer in two pieces. So a connection that
+can hold a whole request in its hands goes past that, too, by `Lane`.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +18,84 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.errors import BodyTooLarge, SlowBody
+from service.middleware import BODY_WITHIN_S, ClientGone, Keys, Posted, Recorder, admit, header
+from service.rates import Rates
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 CALLS = ("/v1/recommendations", "/v1/events", "/v1/rankings")  # by POST; paths without parameters
+
+
+class Lane:
+    """What the layers do, in one piece, for a connection that reads the request and writes the answer by itself.
+
+    A request is begun, admitted, answered where it was, and ended, in this order.
+
+    Args:
+        app: where endpoints find what the process holds.
+        endpoints: by path.
+        recorder, keys, rates: see `middleware`.
+        limit_bytes: of a body.
+        limit_s: within which a body has to be there.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        endpoints: Mapping[str, Endpoint],
+        *,
+        recorder: Recorder,
+        keys: Keys,
+        rates: Rates,
+        limit_bytes: int,
+        limit_s: float = BODY_WITHIN_S,
+    ) -> None:
+        self._app = app
+        self._endpoints = endpoints
+        self._recorder = recorder
+        self._keys = keys
+        self._rates = rates
+        self.limit_bytes = limit_bytes
+        self.limit_s = limit_s
+
+    def begin(self, scope: Scope, path: str) -> Posted:
+        """The head of a request has come, which may be anybody's."""
+        scope["method"] = "POST"
+        scope["path"] = path
+        scope["app"] = self._app
+        return Posted(scope, self._recorder.begin(scope))
+
+    def refuse(self, posted: Posted) -> Response | None:
+        """The answer to a request that is not admitted, or whose body will be too large; None where it may go on."""
+        try:
+            admit(posted.scope, self._keys, self._rates)
+        except Exception as error:
+            return self._recorder.fail(posted.scope, error)
+        declared = header(posted.scope, b"content-length")
+        return self.too_large(posted) if declared.isdecimal() and int(declared) > self.limit_bytes else None
+
+    def too_large(self, posted: Posted) -> Response:
+        """The answer to more than may come."""
+        return self._recorder.fail(posted.scope, BodyTooLarge(self.limit_bytes))
+
+    def too_slow(self, posted: Posted) -> Response:
+        """The answer to what has not come in time."""
+        return self._recorder.fail(posted.scope, SlowBody(self.limit_s))
+
+    async def answer(self, posted: Posted, body: bytes) -> Response | None:
+        """The answer to a whole request; None where its client has gone meanwhile."""
+        posted.scope["state"]["body"] = body
+        posted.route = posted.scope["path"]
+        try:
+            return await self._endpoints[posted.route](posted)
+        except ClientGone:
+            return None
+        except Exception as error:
+            return self._recorder.fail(posted.scope, error)
+
+    def end(self, posted: Posted, status: int) -> None:
+        """It is answered, or its client has gone."""
+        self._recorder.end(posted.scope, posted.route, status, posted.trace)
 
 
 class Application(FastAPI):
@@ -23,22 +103,31 @@ class Application(FastAPI):
 
     Args:
         layers: puts what every request passes through around an application.
+        lane: makes what does the same for connections, of this application and of endpoints by path.
         express: where the calls of the lane are found.
         settings: of the framework.
     """
 
-    def __init__(self, *, layers: Callable[[ASGIApp], ASGIApp], express: Iterable[BaseRoute], **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        layers: Callable[[ASGIApp], ASGIApp],
+        lane: Callable[[FastAPI, Mapping[str, Endpoint]], Lane],
+        express: Iterable[BaseRoute],
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self._express = {
             route.path: route
             for route in express
             if isinstance(route, APIRoute) and route.path in CALLS and "POST" in (route.methods or ())
         }
-        self._lane = layers(self._endpoint)
+        self._layered = layers(self._endpoint)
+        self.lane = lane(self, {path: route.endpoint for path, route in self._express.items()})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._express:
-            await self._lane(scope, receive, send)
+            await self._layered(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -48,11 +137,12 @@ class Application(FastAPI):
         Args:
             coming: requests that are here already.
         """
-        return self.state.shell is not None and bool(self.state.shell.permits.is_full(coming))
+        shell = self.state.shell
+        return shell is not None and bool(shell.permits.is_full(coming))
 
     async def _endpoint(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self
         route = scope["route"] = self._express[scope["path"]]
-        endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+        endpoint: Endpoint = route.endpoint
         response = await endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
