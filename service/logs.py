@@ -7,8 +7,10 @@ import logging
 import math
 import random
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -20,11 +22,18 @@ class TextFormatter(logging.Formatter):
     """`12:00:00.123 INFO service.middleware request route=/v1/events code=202`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, tz=UTC)
-        line = f"{moment:%H:%M:%S.%f}"[:-3] + f" {record.levelname} {record.name} {record.getMessage()}"
-        for key, value in getattr(record, "fields", {}).items():
-            line += f" {key}={value}"
+        seconds = int(record.created)
+        line = f"{_of_day(seconds)}.{int((record.created - seconds) * 1000):03d} {record.levelname} {record.name} "
+        line += record.getMessage() + "".join(
+            [f" {key}={value}" for key, value in getattr(record, "fields", {}).items()]
+        )
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+
+
+@lru_cache(maxsize=1)
+def _of_day(seconds: int) -> str:
+    """The time of day of whole seconds since 1970, which many lines share."""
+    return time.strftime("%H:%M:%S", time.gmtime(seconds))
 
 
 class JsonFormatter(logging.Formatter):
@@ -41,6 +50,24 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(entry, default=str).decode()
+
+
+class _Line(logging.LogRecord):
+    """The record of a request's line. What is the same in all of them is not looked up for each, as it costs more than
+    writing the line."""
+
+    _SAME: Mapping[str, Any] = logging.LogRecord(_requests.name, 0, __file__, 0, "request", None, None).__dict__
+
+    def __init__(self, level: int, fields: Mapping[str, Any]) -> None:
+        created = time.time()
+        self.__dict__.update(
+            self._SAME,
+            levelno=level,
+            levelname=logging.getLevelName(level),
+            created=created,
+            msecs=int(created % 1 * 1000),
+            fields=fields,
+        )
 
 
 class RequestLines:
@@ -73,7 +100,7 @@ class RequestLines:
 
     def write(self, level: int, fields: Mapping[str, Any]) -> None:
         """The line."""
-        _requests.log(level, "request", extra={"fields": fields})
+        _requests.handle(_Line(level, fields))
 
 
 def configure(*, level: str, form: str) -> None:
