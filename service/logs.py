@@ -60,14 +60,14 @@ class _Line(logging.LogRecord):
 
     def __init__(self, level: int, fields: Mapping[str, Any]) -> None:
         created = time.time()
-        self.__dict__.update(
-            self._SAME,
-            levelno=level,
-            levelname=logging.getLevelName(level),
-            created=created,
-            msecs=int(created % 1 * 1000),
-            fields=fields,
-        )
+        self.__dict__ = {
+            **self._SAME,
+            "levelno": level,
+            "levelname": logging.getLevelName(level),
+            "created": created,
+            "msecs": int(created % 1 * 1000),
+            "fields": fields,
+        }
 
 
 class RequestLines:
