@@ -174,8 +174,7 @@ class Catalog:
 
     def rows(self, item_ids: Iterable[str]) -> IntArray:
         """int64 rows of the ids, in their order; PAD_ROW stands for ids that the catalog does not know."""
-        get = self._rows.get
-        return np.array([get(item_id, PAD_ROW) for item_id in item_ids], dtype=np.int64)
+        return np.array([*map(self._rows.get, item_ids, itertools.repeat(PAD_ROW))], dtype=np.int64)
 
     def attributes(self, row: int) -> dict[str, Any]:
         """What is known about an item, absent values left out."""

@@ -8,7 +8,7 @@ import numpy as np
 from retrieval.encoder import SequenceEncoder
 from retrieval.errors import EmptyHistory
 from retrieval.filters import Eligible
-from retrieval.index import CandidateIndex, ExactIndex, scored
+from retrieval.index import CandidateIndex, ExactIndex, are_finite, scored
 from retrieval.inputs import Request
 from retrieval.queries import NO_STAGES, NOTHING, Answer, Query, Stage
 from retrieval.sequences import FloatArray, IntArray
@@ -36,6 +36,8 @@ class Dense:
         self._encoder = encoder
         self._index = index
         self._trained = trained
+        # Then there is nothing to leave out, and nothing to look for.
+        self._knows_all = trained == EVERY_ROW or len(index.vectors) <= trained + 1
 
     def reads(self, request: Request, /) -> bool:
         """See `Recommender`."""
@@ -49,19 +51,27 @@ class Dense:
         with stage("encode"):
             embeddings = self._encode([query.request for query in queries])
         with stage("retrieve"):
+            eligible = queries[0].eligible
+            if are_finite(embeddings) and all([query.eligible is eligible for query in queries]):  # as nearly always
+                return self._search(queries, embeddings)
             finite = np.isfinite(embeddings).reshape(len(queries), -1).all(axis=1)
             groups: dict[Eligible, list[int]] = {}
             for b in np.flatnonzero(finite).tolist():
                 groups.setdefault(queries[b].eligible, []).append(b)
             answers = [NOTHING] * len(queries)
-            for eligible, members in groups.items():
-                k = np.array([queries[b].k for b in members], dtype=np.int64)
-                ahead = np.array([queries[b].ahead for b in members], dtype=np.int64)
-                exclude = [queries[b].exclude for b in members]
-                found = self._index.search(embeddings[members], k, eligible, exclude, ahead)
-                for b, (rows, scores) in zip(members, found, strict=True):
-                    answers[b] = self._answer(rows, scores)
+            for members in groups.values():
+                found = self._search([queries[b] for b in members], embeddings[members])
+                for b, answer in zip(members, found, strict=True):
+                    answers[b] = answer
         return answers
+
+    def _search(self, queries: Sequence[Query], embeddings: FloatArray) -> list[Answer]:
+        """Answers to queries that may be given the same rows."""
+        k = np.array([query.k for query in queries], dtype=np.int64)
+        ahead = np.array([query.ahead for query in queries], dtype=np.int64)
+        exclude = [query.exclude for query in queries]
+        found = self._index.search(embeddings, k, queries[0].eligible, exclude, ahead)
+        return [self._answer(rows, scores) for rows, scores in found]
 
     def rank(self, requests: Sequence[Request], rows: Sequence[IntArray]) -> list[FloatArray]:
         """See `Ranker`: inner products."""
@@ -77,13 +87,18 @@ class Dense:
 
     def _known(self, request: Request) -> Request:
         """The request with what the encoder knows of its history."""
+        if self._knows_all:
+            return request
         known = request.history.rows <= self._trained
         return request if known.all() else replace(request, history=request.history.where(known))
 
     def _answer(self, rows: IntArray, scores: FloatArray) -> Answer:
-        if not (rows > self._trained).any():
+        if self._knows_all:
             return Answer.of(rows, scores, RETRIEVED)
-        is_described = (rows > self._trained) & self._index.vectors[rows].any(axis=1)
+        is_late = rows > self._trained
+        if not is_late.any():
+            return Answer.of(rows, scores, RETRIEVED)
+        is_described = is_late & self._index.vectors[rows].any(axis=1)
         return Answer(rows, scores, tuple(DESCRIBED if made else RETRIEVED for made in is_described.tolist()))
 
     def _encode(self, requests: Sequence[Request]) -> FloatArray:
@@ -93,7 +108,7 @@ class Dense:
             EmptyHistory: it knows nothing of one.
         """
         known = [self._known(request) for request in requests]
-        if not all(len(request.history) for request in known):
+        if not all([len(request.history.rows) for request in known]):
             raise EmptyHistory("a query without history has nothing to encode; answer it from the popular items")
         return self._encoder.encode(known)
 

@@ -115,6 +115,7 @@ class OnnxEncoder:
         self._tables = tables or Tables()
         self.length = length
         check_inputs(self._session, names)
+        self._outputs = [self._session.get_outputs()[0].name]
 
     def encode(self, requests: Sequence[Request]) -> FloatArray:
         """Query embeddings, see `SequenceEncoder.encode`.
@@ -125,11 +126,11 @@ class OnnxEncoder:
         """
         if not requests:
             raise InvalidInput("no request to encode")
-        longest = max(len(r.history) for r in requests)
-        if min(len(r.history) for r in requests) == 0:
+        lengths = [len(request.history.rows) for request in requests]
+        if min(lengths) == 0:
             raise EmptyHistory("a request without history has nothing to encode; answer it from the popular items")
-        feeds = inputs.build(self._names, requests, length=min(longest, self.length), tables=self._tables)
-        query: Any = self._session.run(None, feeds)[0]
+        feeds = inputs.build(self._names, requests, length=min(max(lengths), self.length), tables=self._tables)
+        query: Any = self._session.run(self._outputs, feeds)[0]
         return np.asarray(query, dtype=np.float32)
 
 

@@ -116,6 +116,11 @@ class Eligible:
         return np.flatnonzero(self.mask)
 
     @cached_property
+    def closed(self) -> IntArray:
+        """int64, shape (N + 1 - count,), ascending: the rows that may not, PAD_ROW among them."""
+        return np.flatnonzero(~self.mask)
+
+    @cached_property
     def bitmap(self) -> npt.NDArray[np.uint8]:
         """uint8, shape (ceil(N / 8),): bit n, lowest first, is row n + 1 (an index need not know of PAD_ROW)."""
         return np.packbits(self.mask[1:], bitorder="little")

@@ -19,9 +19,11 @@ from retrieval.errors import BundleForeign, InvalidInput
 from retrieval.sequences import PAD_ROW, FloatArray, History, window
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """One thing to encode: a history, the moment of asking, and what the caller said about the moment.
+
+    Not frozen for the reason that is given in `retrieval.queries`, nor is a `History`.
 
     Attributes:
         history: the user's events, oldest first.

@@ -37,6 +37,7 @@ class Reasons:
     def __init__(self, directions: FloatArray, reads: Mapping[str, Reads]) -> None:
         self._directions = directions
         self._pointing: BoolArray = np.asarray(directions.any(axis=1))
+        self._all_point = bool(self._pointing[1:].all())
         self._reads = {source: Reads(read.rows & self._pointing, read.window) for source, read in reads.items()}
 
     def read(self, history: IntArray) -> IntArray:
@@ -60,27 +61,33 @@ class Reasons:
         Args:
             answer: of K items.
             history: int64, rows, oldest first.
-            count: look at so many of the first items only.
+            count: for the first so many items alone, K = min(count, items); None means all of them.
         """
-        if count is not None and count < len(answer):
-            answer = Answer(answer.rows[:count], answer.scores[:count], answer.sources[:count])
-        near = np.full(len(answer), PAD_ROW)
+        rows, sources = answer.rows, answer.sources
+        if count is not None and count < len(rows):
+            rows, sources = rows[:count], sources[:count]
+        near: IntArray | None = None
         for source, reads in self._reads.items():
-            share = answer.sources.count(source)
-            if not share:
+            if source not in sources:
                 continue
-            read = history[reads.rows[history]][-reads.window :]
+            read = history
+            known = reads.rows.take(history)
+            if np.count_nonzero(known) < len(known):
+                read = history[known]
+            read = read[-reads.window :]
             if not len(read):
                 continue
-            if share == len(answer):
-                near = self._of(answer.rows, read)
-            else:
-                at = np.array([place for place, own in enumerate(answer.sources) if own == source])
-                near[at] = self._of(answer.rows[at], read)
-        return near
+            if sources.count(source) == len(sources):  # as nearly always
+                return self._of(rows, read)
+            if near is None:
+                near = np.full(len(rows), PAD_ROW)
+            at = np.array([place for place, own in enumerate(sources) if own == source])
+            near[at] = self._of(rows[at], read)
+        return np.full(len(rows), PAD_ROW) if near is None else near
 
     def _of(self, rows: IntArray, read: IntArray) -> IntArray:
-        likeness = self._directions[rows] @ self._directions[read].T
-        found: IntArray = read[likeness.argmax(axis=1)]
-        found[~self._pointing[rows]] = PAD_ROW
+        likeness = self._directions.take(rows, axis=0) @ self._directions.take(read, axis=0).T
+        found: IntArray = read.take(likeness.argmax(axis=1))
+        if not self._all_point:
+            found[~self._pointing.take(rows)] = PAD_ROW
         return found

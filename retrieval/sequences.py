@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class History:
     """One user's events as parallel arrays, oldest first; items that the catalog does not know are already gone.
 
@@ -72,13 +72,31 @@ class History:
             values: n numbers; None where an event has none.
             timestamps: n times, seconds since 1970.
         """
-        known = rows != PAD_ROW
         types = np.array(event_types, dtype=np.int64)
         numbers = np.array(values, dtype=np.float32)  # None becomes NaN
         times = np.array(timestamps, dtype=np.float64)
-        if known.all():
+        if np.count_nonzero(rows) == len(rows):  # PAD_ROW is nought
             return cls(rows, types, numbers, times)
+        known = rows != PAD_ROW
         return cls(rows[known], types[known], numbers[known], times[known])
+
+    @classmethod
+    def of_items(cls, rows: IntArray, event_type: int, timestamp: float) -> "History":
+        """What `of_events` makes of n events of one type and one time without values: a list of items, as it is sent.
+
+        Args:
+            rows: int64, shape (n,), as `Catalog.rows` gives them.
+            event_type: a code of the bundle's vocabulary.
+            timestamp: seconds since 1970.
+        """
+        if np.count_nonzero(rows) != len(rows):
+            rows = rows[rows != PAD_ROW]
+        n = len(rows)
+        types, values, times = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float64)
+        types.fill(event_type)
+        values.fill(np.nan)
+        times.fill(timestamp)
+        return cls(rows, types, values, times)
 
 
 EMPTY = History.of_rows([])
@@ -104,9 +122,14 @@ def window(columns: Sequence[npt.NDArray[Any]], *, length: int, fill: float, dty
     """
     if length < 1:
         raise InvalidInput(f"window length {length} is not positive; it comes from the bundle manifest")
-    out = np.full((len(columns), length), fill, dtype=dtype)
-    for b, column in enumerate(columns):
-        n = min(len(column), length)
-        if n:
-            out[b, length - n :] = column[len(column) - n :]
+    if len(columns) == 1 and len(columns[0]) >= length:
+        return columns[0][len(columns[0]) - length :].astype(dtype)[None]
+    out = np.empty((len(columns), length), dtype=dtype)
+    out.fill(fill)
+    for own, column in zip(out, columns, strict=True):
+        n = len(column)
+        if n >= length:
+            own[:] = column[n - length :]
+        elif n:
+            own[length - n :] = column
     return out

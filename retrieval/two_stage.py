@@ -61,7 +61,7 @@ class TwoStage:
 
     def find(self, queries: Sequence[Query], stage: Stage = NO_STAGES) -> list[Answer]:
         """Candidates, best first: as many as are wanted, as the ranker reads or as the rules choose from."""
-        if self.ranker is None and all(query.rules == NO_RULES for query in queries):
+        if self.ranker is None and all(map(_has_no_rules, queries)):
             return self.first.recommend(queries, stage)
         return self.first.recommend([self._widened(query) for query in queries], stage)
 
@@ -72,17 +72,21 @@ class TwoStage:
     def arrange(self, queries: Sequence[Query], answers: list[Answer], stage: Stage = NO_STAGES) -> list[Answer]:
         """Of the candidates those that are shown."""
         pairs = zip(queries, answers, strict=True)
-        if all(q.rules == NO_RULES and len(answer) <= q.k + q.ahead for q, answer in pairs):
+        if all([_has_no_rules(q) and len(answer.rows) <= q.k + q.ahead for q, answer in pairs]):
             return answers
         with stage(ARRANGE):
             return self.arranger.arrange(queries, answers)
 
     def _widened(self, query: Query) -> Query:
-        if self.ranker is None and query.rules == NO_RULES:
+        if self.ranker is None and _has_no_rules(query):
             return query
         k = max(query.k, CANDIDATES if self.ranker is None else self.ranker.settings.candidates)
         # Of more candidates rules would make another list. A ranker leaves what lies behind its own where it is.
         return replace(query, k=k, ahead=0 if query.rules != NO_RULES else max(0, query.k + query.ahead - k))
+
+
+def _has_no_rules(query: Query) -> bool:
+    return query.rules is NO_RULES or query.rules == NO_RULES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,17 +27,17 @@ Clock = Callable[[], float]
 Q = TypeVar("Q", Query, Given)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Asked(Generic[Q]):
-    """One question of a batch, and the time it has."""
+    """One question of a batch, and the time it has. Not frozen for the reason that is given in `retrieval.queries`."""
 
     what: Q
     time_left: TimeLeft
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Listed:
-    """An answer, and how it came about.
+    """An answer, and how it came about. Not frozen, like a question.
 
     Attributes:
         answer: what is shown.

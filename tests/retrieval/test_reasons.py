@@ -55,6 +55,19 @@ def test_every_item_is_near_what_a_loop_over_all_pairs_says(seed: int) -> None:
     assert not said[[place for place, own in enumerate(sources) if own == "popular"]].any()
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 20, 30])
+def test_the_first_of_a_list_are_near_what_they_are_in_the_whole_of_it(count: int) -> None:
+    random = np.random.default_rng(3)
+    vectors = random.normal(size=(60, 8)).astype(np.float32)
+    reads = {FOUND: Reads(np.ones(60, bool), WINDOW), OTHER: Reads(np.arange(60) < 40, 9)}
+    reasons, history = reasons_of(vectors, **reads), random.integers(1, 60, size=30)
+    rows = random.permutation(np.arange(1, 60))[:20].tolist()
+    for sources in ([FOUND] * 20, [FOUND] * 5 + [OTHER] * 10 + ["popular"] * 5, ["popular"] * 20):
+        answer = answer_of(rows, *sources)
+        whole = reasons.nearest(answer, history)
+        assert reasons.nearest(answer, history, count=count).tolist() == whole[:count].tolist()
+
+
 @pytest.mark.parametrize("history", [[], [PAD_ROW], [2]])
 def test_empty_or_unknown_histories_give_no_reason(history: list[int]) -> None:
     known = np.array([False, True, False])

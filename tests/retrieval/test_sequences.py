@@ -77,6 +77,18 @@ def test_a_history_of_unknown_items_only_is_empty() -> None:
     assert len(History.of_events(np.array([PAD_ROW, PAD_ROW]), [0, 0], [None, None], [1.0, 2.0])) == 0
 
 
+def test_a_history_of_items_alone_is_that_of_events_of_one_type_and_one_time() -> None:
+    for rows in ([3, PAD_ROW, 5], [3, 4], [PAD_ROW], []):
+        known = np.array(rows, dtype=np.int64)
+        n = len(rows)
+        expected = History.of_events(known, [2] * n, [None] * n, [7.5] * n)
+        made = History.of_items(known, 2, 7.5)
+        for name in ("rows", "event_types", "values", "timestamps"):
+            own, other = getattr(made, name), getattr(expected, name)
+            assert own.dtype == other.dtype
+            np.testing.assert_array_equal(own, other)
+
+
 def test_the_empty_history() -> None:
     assert len(EMPTY) == len(EMPTY.newest(5)) == 0
     assert EMPTY.rows.dtype == np.int64
