@@ -25,8 +25,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from retrieval.recommenders import Stage
 from service import metrics
@@ -39,11 +39,14 @@ _log = logging.getLogger(__name__)
 Q = TypeVar("Q")
 A = TypeVar("A")
 AT_ONCE = 8  # answers that go on together: a whole batch of them would keep the event loop from whoever comes
+TIMER_S = 0.001  # event loops count in milliseconds, and may ring so much too early
 Run = Callable[[Sequence[Q], Stage], Sequence[A]]  # in the worker thread; one answer per question, in order
 
 
-@dataclass(frozen=True, slots=True)
-class Batched(Generic[A]):
+_DISPATCH = {reason: metrics.DISPATCH.labels(reason) for reason in metrics.DISPATCH_REASONS}
+
+
+class Batched(NamedTuple, Generic[A]):
     """An answer, and what it cost.
 
     Attributes:
@@ -74,7 +77,7 @@ class _Entry:
     deadline: float  # on the batcher's clock
     arrived: float
     waiter: asyncio.Future[Batched[Any]]
-    is_dispatched: bool = field(default=False)
+    is_dispatched: bool = False
 
 
 class MicroBatcher:
@@ -115,7 +118,8 @@ class MicroBatcher:
         self._wait_s = wait_s
         self._clock = clock
         self._queue: deque[_Entry] = deque()
-        self._arrival = asyncio.Event()
+        self._arrival: asyncio.Future[None] | None = None  # what the owner waits for, where it waits for somebody
+        self._running: list[_Entry] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=pool)
         self._owner: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -127,6 +131,9 @@ class MicroBatcher:
         self._pool = pool
         self._pace = Pace(clock)
         self._free_at = 0.0  # on the clock: when the batch that is running should be done
+        self._is_away = False  # while others wait for the owner: only then time may run out for them
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = math.inf  # on the clock: the earliest deadline that the timer is set for
         metrics.watch(metrics.QUEUE_DEPTH.labels(pool), self, lambda batcher: len(batcher._queue))
 
     @property
@@ -167,15 +174,12 @@ class MicroBatcher:
                 f"{len(self._queue)} requests are waiting for the model, more than it answers in {self.longest_s:g} s",
                 reason="queue_slow",
             )
-        loop = asyncio.get_running_loop()
-        entry = _Entry(question, run, deadline, now, loop.create_future())
-        self._queue.append(entry)
-        self._arrival.set()
-        timer = loop.call_later(max(0.0, deadline - now), _expire, entry)
-        try:
-            return await entry.waiter
-        finally:
-            timer.cancel()
+        waiter: asyncio.Future[Batched[A]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Entry(question, run, deadline, now, waiter))
+        self._wake()
+        if self._is_away and deadline < self._expires_at:
+            self._set_timer(deadline, now)
+        return await waiter
 
     def wait_s(self, now: float) -> float:
         """How long a question that comes now should have to wait before it is begun."""
@@ -184,34 +188,74 @@ class MicroBatcher:
     async def close(self) -> None:
         """Serves whoever waits, refuses everyone after, and lets the worker go."""
         self._is_closing = True
-        self._arrival.set()
+        self._wake()
         if self._owner is not None:
             await asyncio.wait([self._owner])
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     async def _own(self) -> None:
         """Builds batches for as long as the service lives, then until nobody waits."""
-        batch: list[_Entry] = []
         try:
             while True:
-                self._arrival.clear()
                 if self._queue:
                     reason = await self._gather()
-                    batch = self._next_batch()
+                    self._running = batch = self._next_batch()
                     if batch:
-                        metrics.DISPATCH.labels(reason).inc()
+                        _DISPATCH[reason].inc()
                         await self._run(batch)
-                        batch = []  # it holds the bundle that it was run by
+                        self._running = batch = []  # it holds the bundle that it was run by
                 elif self._is_closing:
                     return
                 else:
-                    await self._arrival.wait()
+                    await self._arrived()
         finally:
             # Reached with somebody still waiting only when this task was cancelled or is broken.
-            for entry in (*batch, *self._queue):
+            self._come_back()
+            for entry in (*self._running, *self._queue):
                 if not entry.waiter.done():
                     entry.waiter.set_exception(NotReady("the recommender's queue is no longer served"))
             self._queue.clear()
+
+    async def _arrived(self) -> None:
+        """Waits until somebody comes, or the service shuts down."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        await self._arrival
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+        self._arrival = None
+
+    def _go_away(self) -> None:
+        """From here to `_come_back` the event loop goes on without the owner, and whoever is late has to be told by a
+        timer: one for all, as most batches are done before the first deadline."""
+        self._is_away = True
+        earliest = min([entry.deadline for entry in (*self._running, *self._queue)], default=math.inf)
+        self._set_timer(earliest, self._clock())
+
+    def _come_back(self) -> None:
+        self._is_away = False
+        self._set_timer(math.inf, 0.0)
+
+    def _set_timer(self, at: float, now: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        self._expires_at = at
+        if at < math.inf:
+            self._expiry = asyncio.get_running_loop().call_later(max(0.0, at - now), self._expire)
+
+    def _expire(self) -> None:
+        """Tells everybody whose time is over, and waits for the next deadline."""
+        now, earliest = self._clock(), math.inf
+        for entry in (*self._running, *self._queue):
+            if entry.waiter.done():
+                continue
+            if entry.deadline <= now + TIMER_S:
+                entry.waiter.set_exception(DeadlineExceeded("model" if entry.is_dispatched else "queue"))
+            else:
+                earliest = min(earliest, entry.deadline)
+        self._set_timer(earliest, now)
 
     async def _gather(self) -> str:
         """Waits for a fuller batch where that is wanted; returns what ended the waiting."""
@@ -220,13 +264,15 @@ class MicroBatcher:
         if self._wait_s == 0 or self._is_closing:
             return "idle"
         remaining = self._queue[0].arrived + self._wait_s - self._clock()
+        self._go_away()
         try:
             async with asyncio.timeout(max(0.0, remaining)):
                 while len(self._queue) < self._max_batch and not self._is_closing:
-                    self._arrival.clear()
-                    await self._arrival.wait()
+                    await self._arrived()
         except TimeoutError:
             return "waited"
+        finally:
+            self._come_back()
         return "full"
 
     def _next_batch(self) -> list[_Entry]:
@@ -240,6 +286,11 @@ class MicroBatcher:
                 _shed_late(entry)
             else:
                 waiting.append(entry)
+        if waiting and self._go_together(waiting, now):
+            for entry in waiting:
+                entry.is_dispatched = True
+            self._queue.clear()
+            return waiting
         batch: list[_Entry] = []
         for entry in sorted(waiting, key=_deadline, reverse=True) if self._is_paced else waiting:
             # The first one goes in any case, or a pace that is wrong would never be found to be.
@@ -247,7 +298,8 @@ class MicroBatcher:
                 if len(batch) == self._max_batch:
                     break
                 took_s = self._pace.expected(len(batch) + 1)
-                if entry.run != batch[0].run or took_s > self._batch_s or now + took_s > entry.deadline:
+                is_same = entry.run is batch[0].run or entry.run == batch[0].run
+                if not is_same or took_s > self._batch_s or now + took_s > entry.deadline:
                     continue
             entry.is_dispatched = True
             batch.append(entry)
@@ -262,21 +314,37 @@ class MicroBatcher:
                 _shed_late(entry)
         return batch
 
+    def _go_together(self, waiting: list[_Entry], now: float) -> bool:
+        """Whether all are one batch, as nearly always; a larger one never takes less time than a smaller one."""
+        if len(waiting) == 1:
+            return True
+        if len(waiting) > self._max_batch or self._is_paced:  # a paced batch has an order
+            return False
+        took_s, run = self._pace.expected(len(waiting)), waiting[0].run
+        return took_s <= self._batch_s and all(
+            [now + took_s <= one.deadline and (one.run is run or one.run == run) for one in waiting[1:]]
+        )
+
     async def _run(self, batch: list[_Entry]) -> None:
         """Carries one batch through the worker and resolves everybody in it."""
         started = self._clock()
-        self._free_at = started + self._pace.expected(len(batch))
+        expected_s = self._pace.expected(len(batch))
+        self._free_at = started + expected_s
         metrics.BATCH.observe(len(batch))
         if self._felt is not None:
-            self._felt(started - min(entry.arrived for entry in batch), self._pool)
+            self._felt(started - min([entry.arrived for entry in batch]), self._pool)
         outcomes: Sequence[tuple[Any, Timings]]
         try:
             questions = [entry.question for entry in batch]
-            if 0 < self._pace.expected(len(batch)) <= self._inline_s:
+            if 0 < expected_s <= self._inline_s:
                 outcomes = self._work(batch[0].run, questions)
             else:
                 loop = asyncio.get_running_loop()
-                outcomes = await loop.run_in_executor(self._worker, self._work, batch[0].run, questions)
+                self._go_away()
+                try:
+                    outcomes = await loop.run_in_executor(self._worker, self._work, batch[0].run, questions)
+                finally:
+                    self._come_back()
         except Exception as error:  # the executor itself: it is shut down, or cannot start its thread
             _log.exception("the worker thread failed")
             outcomes = [(error, Timings(self._clock))] * len(batch)
@@ -311,11 +379,6 @@ class MicroBatcher:
 
 def _deadline(entry: _Entry) -> float:
     return entry.deadline
-
-
-def _expire(entry: _Entry) -> None:
-    if not entry.waiter.done():
-        entry.waiter.set_exception(DeadlineExceeded("model" if entry.is_dispatched else "queue"))
 
 
 def _shed_late(entry: _Entry) -> None:

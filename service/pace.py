@@ -33,6 +33,7 @@ class Pace:
         self._learnt: float | None = None  # when, on the clock
         # Means over recent batches: candidates, seconds, and of both by candidates.
         self._n = self._s = self._nn = self._ns = 0.0
+        self._line = 0.0, 0.0  # seconds of a batch in itself, and of each candidate
 
     def learn(self, candidates: int, seconds: float) -> None:
         """Remembers what a batch took."""
@@ -40,7 +41,7 @@ class Pace:
             return
         with self._lock:
             kept = 0.0 if self._learnt is None else MEMORY
-            batch_s, each_s = self._costs()
+            batch_s, each_s = self._line
             expected = batch_s + each_s * candidates
             if expected > 0:
                 seconds = min(seconds, BELIEVED * expected)
@@ -49,11 +50,11 @@ class Pace:
             self._nn = kept * self._nn + (1 - kept) * candidates * candidates
             self._ns = kept * self._ns + (1 - kept) * candidates * seconds
             self._learnt = self._clock()
+            self._line = self._laid()
 
     def expected(self, count: int) -> float:
         """Seconds that a batch of so many will take; none as long as nothing was learnt."""
-        with self._lock:
-            batch_s, each_s = self._costs()
+        batch_s, each_s = self._line  # one object, so that no lock is needed to read it
         return batch_s + each_s * count
 
     def affordable(self, seconds: float, requests: int) -> int:
@@ -68,14 +69,14 @@ class Pace:
         with self._lock:
             if self._learnt is None:
                 return EVERY_CANDIDATE
-            batch_s, each_s = self._costs()
+            batch_s, each_s = self._line
             count = _count(seconds, batch_s, each_s * requests)
             if not count and self._clock() - self._learnt >= TRY_AGAIN_S:
                 return min(A_FEW, _count(2 * seconds, batch_s, each_s * requests))
             return count
 
-    def _costs(self) -> tuple[float, float]:
-        """Seconds of a batch in itself, and of each candidate; nothing where nothing was learnt."""
+    def _laid(self) -> tuple[float, float]:
+        """The line through what is remembered."""
         steepest = self._s / self._n if self._n else 0.0
         spread = self._nn - self._n * self._n
         each_s = steepest

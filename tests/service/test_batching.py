@@ -153,6 +153,29 @@ async def test_late_while_the_model_works_is_told_so_and_the_others_are_served()
         assert len((await fine).answer) == 3
 
 
+async def test_one_timer_tells_all_who_wait_while_the_model_works_each_in_time():
+    async with Held() as held:
+        start = time.monotonic()
+        told: dict[int, float] = {}
+
+        async def late(k: int, within_s: float) -> None:
+            with pytest.raises(DeadlineExceeded, match="'queue'"):
+                await held.batcher.submit(query(k), held.worker, deadline=start + within_s)
+            told[k] = time.monotonic() - start
+
+        # One who comes later may have less time than all before.
+        await asyncio.gather(late(2, 0.15), late(3, 0.05), late(4, 0.1), late(5, 0.05))
+        assert sorted(told) == [2, 3, 4, 5]
+        assert list(told)[2:] == [4, 2]
+        assert all(told[k] >= within_s - 0.002 for k, within_s in ((2, 0.15), (3, 0.05), (4, 0.1)))
+        fine = held.submit(6)
+        await turn()
+        await held.release()
+        assert len((await fine).answer) == 6
+        assert held.batcher._expiry is None
+    assert held.worker.batches == [[1], [6]]
+
+
 async def test_a_deadline_already_past_is_not_computed():
     async with Held() as held:
         with pytest.raises(DeadlineExceeded, match="'queue'"):
