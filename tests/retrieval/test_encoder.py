@@ -6,8 +6,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 
-from retrieval.encoder import MeanEncoder, OnnxEncoder, SequenceEncoder, best_device
+from retrieval.encoder import RUN_SLOTS, MeanEncoder, OnnxEncoder, SequenceEncoder, alike, best_device
 from retrieval.errors import BundleForeign, BundleTorn, EmptyHistory, InvalidInput
 from retrieval.inputs import Request
 from retrieval.sequences import EMPTY, History
@@ -37,6 +39,48 @@ def test_a_batch_is_its_requests_one_by_one(encoder: SequenceEncoder) -> None:
     assert together.dtype == np.float32
     for one, expected in zip(batch, together, strict=True):
         np.testing.assert_allclose(encoder.encode([one])[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_very_different_lengths_is_run_in_parts_and_answered_in_its_order(
+    onnx_encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    batch = [request(*rng.integers(1, 21, n)) for n in (9, 1, 40, 2, 1, 10, 1, 3, 1, 1, 2)]
+    shapes, run = [], onnx_encoder._session.run
+
+    def watched(names: list[str], feeds: dict[str, np.ndarray]) -> object:
+        shapes.append(feeds["item_rows"].shape)
+        return run(names, feeds)
+
+    monkeypatch.setattr(onnx_encoder._session, "run", watched)
+    together = onnx_encoder.encode(batch)
+    assert shapes == [(8, 3), (3, toy.WINDOW)]
+    monkeypatch.undo()
+    for one, expected in zip(batch, together, strict=True):
+        np.testing.assert_allclose(onnx_encoder.encode([one])[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def slots(lengths: list[int], parts: list[range], run_slots: float) -> float:
+    return sum(run_slots + len(part) * lengths[part[-1]] for part in parts)
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), run_slots=st.integers(0, 200))
+def test_parts_are_the_batch_and_cost_no_more_than_it(lengths: list[int], run_slots: int) -> None:
+    lengths.sort()
+    parts = alike(lengths, run_slots)
+    assert [n for part in parts for n in part] == list(range(len(lengths)))
+    whole = [range(len(lengths))]
+    assert slots(lengths, parts, run_slots) <= slots(lengths, whole, run_slots)
+    best_cut = min(
+        (slots(lengths, [range(at), range(at, len(lengths))], run_slots) for at in range(1, len(lengths))),
+        default=float("inf"),
+    )
+    assert slots(lengths, parts, run_slots) <= best_cut or parts == whole
+
+
+def test_one_long_history_is_not_what_all_others_are_padded_to() -> None:
+    assert alike([2] * 15 + [50], RUN_SLOTS) == [range(15), range(15, 16)]
+    assert alike([10] * 16, RUN_SLOTS) == [range(16)]
 
 
 def test_only_the_window_is_read(encoder: SequenceEncoder) -> None:
