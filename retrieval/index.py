@@ -19,6 +19,7 @@ from retrieval.sequences import FloatArray, IntArray
 GATHER_SHARE = 8  # exact search copies the eligible vectors where fewer than 1/8 are, and scores all of them otherwise
 SCORES_AT_ONCE = 1 << 22  # float32 scores held at a time, 16 MiB: large batches over large catalogs go in parts
 TILE_ROWS = 4096
+SCORED_AT_ONCE = 512  # rows of a table that are few enough for `scored` to be quicker than a product and `scored` after
 LOWEST = float(np.finfo(np.float32).min)  # of all scores but those of what may not be found
 Found = tuple[IntArray, FloatArray]
 
@@ -77,7 +78,11 @@ def best(vectors: FloatArray, rows: IntArray, query: FloatArray, k: int) -> Foun
     Returns:
         rows and scores, by falling score and then by row.
     """
-    scores = scored(vectors, rows, query)
+    return _falling(rows, scored(vectors, rows, query), k)
+
+
+def _falling(rows: IntArray, scores: FloatArray, k: int) -> Found:
+    """The first `k` of ascending rows by falling score."""
     falling = -scores
     order = falling.argsort()  # four times as fast as a stable one, which only ties need
     ordered = scores.take(order)
@@ -163,7 +168,8 @@ class ExactIndex:
         found: list[Found] = []
         step = max(1, SCORES_AT_ONCE // max(1, len(table) * queries.shape[1]))
         for start in range(0, len(queries), step):
-            scores = _scores(table, queries[start : start + step])
+            part = queries[start : start + step]
+            scores = _scores(table, part) if len(table) > SCORED_AT_ONCE else _scored(table, part)
             if rows is None and not few_closed:
                 np.copyto(scores, -np.inf, where=~eligible.mask)
             for b, own in enumerate(scores, start):
@@ -182,13 +188,16 @@ class ExactIndex:
         elif len(rows):
             at = np.minimum(np.searchsorted(rows, exclude), len(rows) - 1)
             scores[at[rows[at] == exclude]] = -np.inf
-        cut = LOWEST
+        are_exact, cut = len(table) <= SCORED_AT_ONCE, LOWEST
         if k < len(scores):
             parted = scores.copy()
             parted.partition(len(scores) - k)
-            length = math.sqrt(query[0].dot(query[0]) if len(query) == 1 else np.square(query).sum(axis=1).max())
-            cut = max(cut, float(parted[len(scores) - k]) - self._margin * length)
-        near, values = best(table, (scores >= cut).nonzero()[0], query, k)
+            cut = float(parted[len(scores) - k])
+            if not are_exact:
+                length = math.sqrt(query[0].dot(query[0]) if len(query) == 1 else np.square(query).sum(axis=1).max())
+                cut -= self._margin * length
+        near = (scores >= max(cut, LOWEST)).nonzero()[0]
+        near, values = _falling(near, scores.take(near), k) if are_exact else best(table, near, query, k)
         return near if rows is None else rows.take(near), values
 
 
@@ -234,6 +243,15 @@ class GrownIndex:
             order = np.lexsort((every, -every_scores))[:wanted]
             out.append((every[order], every_scores[order]))
         return out
+
+
+def _scored(table: FloatArray, queries: FloatArray) -> FloatArray:
+    """float32, shape (B, n): what `scored` gives each row of `table` for each query, shape (Q, D)."""
+    if queries.shape[1] == 1:
+        only: FloatArray = np.vecdot(table, queries)
+        return only
+    scores: FloatArray = np.vecdot(table[:, None, :], queries[:, None]).max(axis=2)
+    return scores
 
 
 def _scores(table: FloatArray, queries: FloatArray) -> FloatArray:

@@ -3,16 +3,19 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval import index as index_module
 from retrieval.errors import BundleForeign, InvalidInput
 from retrieval.filters import Eligible
 from retrieval.index import (
     GATHER_SHARE,
+    SCORED_AT_ONCE,
     SCORES_AT_ONCE,
     TILE_ROWS,
     ExactIndex,
@@ -40,9 +43,12 @@ def brute_force(vectors: np.ndarray, query: np.ndarray, k: int, mask: np.ndarray
     d=st.integers(1, 20),
     share=st.floats(0, 1),
     few_values=st.booleans(),
+    directly=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
-def test_the_exact_index_equals_brute_force(seed: int, n: int, d: int, share: float, few_values: bool) -> None:
+@settings(max_examples=300, deadline=None)
+def test_the_exact_index_equals_brute_force(
+    seed: int, n: int, d: int, share: float, few_values: bool, directly: bool
+) -> None:
     """Rows and scores to the last bit, ties within the list and at its end included."""
     rng = np.random.default_rng(seed)
     draw = (lambda *shape: rng.integers(-1, 2, shape)) if few_values else (lambda *shape: rng.normal(size=shape))
@@ -54,7 +60,8 @@ def test_the_exact_index_equals_brute_force(seed: int, n: int, d: int, share: fl
     queries = draw(b, d).astype(np.float32) if rng.random() < 0.7 else draw(b, 2, d).astype(np.float32)
     k = rng.integers(1, n + 3, b)
     exclude = [rng.integers(0, n + 1, rng.integers(0, n + 1)) for _ in range(b)]
-    found = ExactIndex(vectors).search(queries, k, Eligible.of(mask.copy()), exclude)
+    with patch.object(index_module, "SCORED_AT_ONCE", SCORED_AT_ONCE if directly else 0):
+        found = ExactIndex(vectors).search(queries, k, Eligible.of(mask.copy()), exclude)
     for at, (rows, scores) in enumerate(found):
         want = brute_force(vectors, queries[at], int(k[at]), mask, exclude[at])
         assert list(zip(-scores, rows, strict=True)) == want
