@@ -7,6 +7,7 @@ function below, so they cannot drift apart.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ PAD_ROW = 0  # the row that is never an item: padding in windows, "unknown" in l
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+
+SHARED = 1024  # events; for histories up to this length columns that are the same for all are made once
+_SHARED_VALUES = np.full(SHARED, np.nan, np.float32)
+_SHARED_VALUES.setflags(write=False)
+
+
+@lru_cache(maxsize=64)
+def _shared_types(code: int) -> IntArray:
+    types = np.full(SHARED, code, np.int64)
+    types.setflags(write=False)
+    return types
 
 
 @dataclass(slots=True, eq=False)
@@ -92,11 +105,11 @@ class History:
         if np.count_nonzero(rows) != len(rows):
             rows = rows[rows != PAD_ROW]
         n = len(rows)
-        types, values, times = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float64)
-        types.fill(event_type)
-        values.fill(np.nan)
+        times = np.empty(n, np.float64)
         times.fill(timestamp)
-        return cls(rows, types, values, times)
+        if n > SHARED:
+            return cls(rows, np.full(n, event_type, np.int64), np.full(n, np.nan, np.float32), times)
+        return cls(rows, _shared_types(event_type)[:n], _SHARED_VALUES[:n], times)
 
 
 EMPTY = History.of_rows([])

@@ -57,9 +57,9 @@ class Call:
             metrics.ERRORS.labels(code_of(error)).inc()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Rung(Generic[Q, A]):
-    """One way to answer.
+    """One way to answer. Not frozen for the reason that is given in `retrieval.queries`.
 
     Attributes:
         batcher: carries the question.

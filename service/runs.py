@@ -50,9 +50,9 @@ class Listed:
     ranking: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Listing:
-    """Finds, ranks and arranges.
+    """Finds, ranks and arranges. Not frozen, like a question.
 
     Attributes:
         composed: does the work.
@@ -73,7 +73,7 @@ class Listing:
         ordered, outcomes = _order(self.composed.ranker, questions, found, stage, self.pace, self.clock)
         answers = self.composed.arrange(queries, ordered, stage)
         own = [self._is_own(answer) for answer in found]
-        return [Listed(*one) for one in zip(answers, own, outcomes, strict=True)]
+        return [*map(Listed, answers, own, outcomes)]
 
     def _is_own(self, found: Answer) -> bool:
         """A generator is silent about exactness only where it failed or ran out of time; where nothing that has a code

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.errors import InvalidInput
-from retrieval.sequences import EMPTY, PAD_ROW, History, window
+from retrieval.sequences import EMPTY, PAD_ROW, SHARED, History, window
 
 
 @given(columns=st.lists(st.lists(st.integers(1, 99), max_size=12), max_size=5), length=st.integers(1, 15))
@@ -78,7 +78,7 @@ def test_a_history_of_unknown_items_only_is_empty() -> None:
 
 
 def test_a_history_of_items_alone_is_that_of_events_of_one_type_and_one_time() -> None:
-    for rows in ([3, PAD_ROW, 5], [3, 4], [PAD_ROW], []):
+    for rows in ([3, PAD_ROW, 5], [3, 4], [PAD_ROW], [], [7] * (SHARED + 1)):
         known = np.array(rows, dtype=np.int64)
         n = len(rows)
         expected = History.of_events(known, [2] * n, [None] * n, [7.5] * n)
