@@ -16,7 +16,9 @@ rest of a body that was refused.
 """
 
 import asyncio
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -26,7 +28,7 @@ from service import metrics
 from service.errors import HeadTooLarge, MalformedHttp, Overloaded, code_of, problem
 from service.express import CALLS, Lane
 from service.middleware import API_HEADERS, GONE, UNMATCHED, Posted
-from service.request_ids import request_id
+from service.request_ids import HEADER, request_id
 
 MAX_HEAD_BYTES = 32_768  # request line and headers; an id of 256 characters is 2,304 bytes as `%F0%9F...`
 MAX_HEADERS = 100
@@ -56,6 +58,13 @@ def _template() -> tuple[bytes, bytes]:
 
 
 _FULL_HEAD, _FULL_BODY = _template()
+_FULL_ERRORS = metrics.ERRORS.labels(code_of(_FULL))
+_FULL_SHED = metrics.SHED.labels(_FULL.reason)
+_PLAIN = re.compile(rb"POST (%b) HTTP/1\.1\r\n((?:\S[^\r\n]*\r\n)+)\r\n" % b"|".join(map(re.escape, _HOT)))
+# Headers that say where a request ends, how it is to be answered, and what it is called.
+_TELLING = re.compile(
+    rb"^(content-length|transfer-encoding|connection|upgrade|expect|x-request-id)[ \t]*:[ \t]*([^\r]*)\r", re.I | re.M
+)
 
 
 def _turned_away(own_id: str) -> bytes:
@@ -143,6 +152,7 @@ class Connection(HttpToolsProtocol):
     _look: asyncio.TimerHandle | None = None
     _at_work: RequestResponseCycle | Exchange | None = None
     _lane: Lane | None = None
+    _is_between = True  # two requests, or before the first: what comes next is the beginning of one
 
     @property
     def is_waiting(self) -> bool:
@@ -171,6 +181,8 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_between and self._is_turned_away(data):
+            return
         self._received_bytes += len(data)
         super().data_received(data)
         has_head = self.cycle is not None and self.cycle.scope is self.scope
@@ -187,6 +199,39 @@ class Connection(HttpToolsProtocol):
             self._refuse(HeadTooLarge(MAX_HEAD_BYTES, MAX_HEADERS))
         elif self._received_bytes > MAX_REQUEST_BYTES:
             self.transport.close()
+
+    def _is_turned_away(self, data: bytes) -> bool:
+        """Whether this is a whole request that was refused as it stands: an overloaded process does not even parse it.
+
+        What is not plain in every respect is left to the parser, and refused behind that.
+        """
+        if self._is_under_way() or self.transport.is_closing() or not self._is_full():
+            return False
+        head = _PLAIN.match(data)
+        if head is None or len(data) > MAX_HEAD_BYTES:
+            return False
+        telling = _TELLING.findall(head[2])
+        said = {name.lower(): value.strip() for name, value in telling}
+        length, own_id = said.pop(b"content-length", b""), said.pop(HEADER, b"")
+        if said.get(b"connection", b"").lower() == b"keep-alive":
+            del said[b"connection"]
+        is_plain = (
+            not said
+            and len(telling) == len({name.lower() for name, _ in telling})
+            and length.isdigit()
+            and len(data) - head.end() == int(length)
+        )
+        if not is_plain or head[2].count(b"\n") > MAX_HEADERS:
+            return False
+        self._unset_keepalive_if_required()
+        self._waiting_since = None
+        self._say_full(_HOT[head[1]], request_id(((HEADER, own_id),)))
+        self.on_response_complete()
+        return True
+
+    def on_message_begin(self) -> None:
+        self._is_between = False
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Raises out of the parser, which then asks for `send_400_response`."""
@@ -217,6 +262,7 @@ class Connection(HttpToolsProtocol):
                 self._answer(exchange, exchange.lane.too_large(exchange.posted))
 
     def on_message_complete(self) -> None:
+        self._is_between = True
         exchange: Any = self.cycle
         if not isinstance(exchange, Exchange):
             super().on_message_complete()
@@ -224,9 +270,16 @@ class Connection(HttpToolsProtocol):
         exchange.more_body = False
         if not exchange.response_complete and not exchange.disconnected:
             exchange.body_is_over()
-            task = exchange.posted.task = self.loop.create_task(self._work(exchange))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            exchange.lane.turns.begin(partial(self._begin, exchange))
+
+    def _begin(self, exchange: Exchange) -> None:
+        """It is a whole request's turn."""
+        if exchange.disconnected:
+            self._answer(exchange, None)
+            return
+        task = exchange.posted.task = self.loop.create_task(self._work(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def _is_under_way(self) -> bool:
         """Whether a request is not answered yet, which an answer to the next one must not overtake."""
@@ -245,7 +298,8 @@ class Connection(HttpToolsProtocol):
     def _is_full(self) -> bool:
         """Whether the application has no permit to give; one that knows of none lets everybody in."""
         is_full = getattr(self.app, "is_full", None)
-        return is_full is not None and bool(is_full(len(self.tasks)))
+        coming = len(self.tasks) + (0 if self._lane is None else len(self._lane.turns))
+        return is_full is not None and bool(is_full(coming))
 
     def _take(self, lane: Lane, path: str) -> None:
         """Begins a request of the express lane, which may be refused before its body is there."""
@@ -318,18 +372,21 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self) -> None:
         """Answers in place of the application, before the body is there, and goes on with the next request."""
-        own_id = request_id(self.headers)
         self.cycle = _Done(self.scope)  # type: ignore[assignment]
-        metrics.ERRORS.labels(code_of(_FULL)).inc()
-        metrics.SHED.labels(_FULL.reason).inc()
-        counter, timer = metrics.answered(_HOT[self.url], "POST", 503)
-        counter.inc()
-        timer.observe(0.0)
-        self.transport.write(_turned_away(own_id))
+        self._say_full(_HOT[self.url], request_id(self.headers))
         if not self.parser.should_keep_alive():
             self.transport.close()
         else:
             self.on_response_complete()
+
+    def _say_full(self, path: str, own_id: str) -> None:
+        """Writes and counts the refusal of a full service."""
+        _FULL_ERRORS.inc()
+        _FULL_SHED.inc()
+        counter, timer = metrics.answered(path, "POST", 503)
+        counter.inc()
+        timer.observe(0.0)
+        self.transport.write(_turned_away(own_id))
 
     def send_400_response(self, msg: str) -> None:
         """What the parser could not read, or was not let read on."""

@@ -8,6 +8,9 @@ ASGI itself costs more than the layers: events to wait on, tasks to wake, an ans
 can hold a whole request in its hands goes past that, too, by `Lane`.
 """
 
+import asyncio
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,13 +26,58 @@ from service.middleware import BODY_WITHIN_S, ClientGone, Keys, Posted, Recorder
 from service.rates import Rates
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+A_TURN = 8  # requests begun: a millisecond's work, and enough to fill a batch
 CALLS = ("/v1/recommendations", "/v1/events", "/v1/rankings")  # by POST; paths without parameters
+
+
+class Turns:
+    """Begins a few pieces of work in each turn of the event loop, in the order in which they came.
+
+    All that is ready runs before the loop looks at its sockets again. If every request that comes in a crowd were begun
+    at once, whoever comes then would wait for all of them, and be it only to hear that there is no room.
+
+    Args:
+        felt: hears how long each piece waited.
+        clock: seconds from some fixed moment.
+    """
+
+    def __init__(self, *, felt: Callable[[float], None], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._felt = felt
+        self._clock = clock
+        self._waiting: deque[tuple[Callable[[], None], float]] = deque()
+        self._begun = 0  # in this turn
+        self._has_turn = False  # another one is to come
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Calls `work`, now or in a later turn."""
+        if self._begun < A_TURN and not self._waiting:
+            self._begun += 1
+            self._felt(0.0)
+            work()
+        else:
+            self._waiting.append((work, self._clock()))
+        if not self._has_turn:
+            self._has_turn = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._begun, self._has_turn = 0, bool(self._waiting)
+        if self._has_turn:
+            asyncio.get_running_loop().call_soon(self._turn)
+            self._felt(self._clock() - self._waiting[0][1])
+        while self._waiting and self._begun < A_TURN:
+            self._begun += 1
+            self._waiting.popleft()[0]()
 
 
 class Lane:
     """What the layers do, in one piece, for a connection that reads the request and writes the answer by itself.
 
-    A request is begun, admitted, answered where it was, and ended, in this order.
+    A request is begun, admitted, answered where it was, and ended, in this order. When it is answered, `turns` says.
 
     Args:
         app: where endpoints find what the process holds.
@@ -57,6 +105,12 @@ class Lane:
         self._rates = rates
         self.limit_bytes = limit_bytes
         self.limit_s = limit_s
+        self.turns = Turns(felt=self._felt)
+
+    def _felt(self, wait_s: float) -> None:
+        shell = self._app.state.shell
+        if shell is not None:
+            shell.permits.felt(wait_s, "turn")
 
     def begin(self, scope: Scope, path: str) -> Posted:
         """The head of a request has come, which may be anybody's."""

@@ -83,13 +83,17 @@ class Permits:
         self._busiest = max(self._busiest, at_work)
         return True
 
-    def hold(self) -> "_Held":
+    def hold(self, *, is_checked: bool = False) -> "_Held":
         """One permit for as long as the block lasts.
+
+        Args:
+            is_checked: whether `check` let it in. Who was told to wait is not sent away afterwards, though the
+                limit may have fallen meanwhile; only the fixed one counts.
 
         Raises:
             Overloaded: all are taken.
         """
-        return _Held(self)
+        return _Held(self, is_checked)
 
     def lent(self, *, is_bounded: bool = False) -> "_Lent":
         """Within `hold`: lends the permit for as long as the block lasts, in which a store is waited for.
@@ -103,8 +107,9 @@ class Permits:
         """
         return _Lent(self, is_bounded)
 
-    def _take(self) -> None:
-        self.check()
+    def _take(self, *, is_checked: bool) -> None:
+        if not is_checked or self.taken >= self._most:
+            self.check()
         self.taken += 1
         self._busiest = max(self._busiest, self.taken)
 
@@ -161,7 +166,7 @@ class Unlimited(Permits):
         self.taken = self.waiting = 0
         self.limit = sys.maxsize
 
-    def _take(self) -> None: ...
+    def _take(self, *, is_checked: bool) -> None: ...
 
     def _give_back(self) -> None: ...
 
@@ -171,13 +176,13 @@ class Unlimited(Permits):
 
 
 class _Held:  # both are classes and no generators, which take five times as long to enter and to leave
-    __slots__ = ("_permits",)
+    __slots__ = ("_is_checked", "_permits")
 
-    def __init__(self, permits: Permits) -> None:
-        self._permits = permits
+    def __init__(self, permits: Permits, is_checked: bool) -> None:
+        self._permits, self._is_checked = permits, is_checked
 
     def __enter__(self) -> None:
-        self._permits._take()
+        self._permits._take(is_checked=self._is_checked)
 
     def __exit__(self, *_: object) -> None:
         self._permits._give_back()

@@ -115,7 +115,7 @@ class Pipeline:
             InvalidFilter, InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
-        with self._permits.hold():
+        with self._permits.hold(is_checked=True):
             variant = self._variants.choose(asked)
             call = self._questions.call(asked, variant, arrived=arrived, is_counted=self._is_counted)
             served, timings = call.served, call.timings
@@ -210,7 +210,7 @@ class Pipeline:
             InvalidRule, InvalidRequest: the request cannot mean anything for this bundle.
             DeadlineExceeded: out of time with nothing to show.
         """
-        with self._permits.hold():
+        with self._permits.hold(is_checked=True):
             variant = self._variants.choose(asked)
             call = self._questions.call(asked, variant, arrived=arrived, is_counted=self._is_counted)
             served = call.served

@@ -50,7 +50,7 @@ from service.errors import (
     responses,
 )
 from service.items import Items
-from service.middleware import header, while_connected
+from service.middleware import Posted, header, while_connected
 from service.pipeline import Pipeline
 from service.schemas import (
     DEFAULT_K,
@@ -137,7 +137,8 @@ def _parsed(request: Request, model: type[Body]) -> tuple[State, Body]:
         UnsupportedMediaType, MalformedJson, InvalidRequest: it is none.
     """
     state = _state(request)
-    state.permits.check()
+    if not isinstance(request, Posted):  # its connection has asked already
+        state.permits.check()
     return state, _read(request, model)
 
 
@@ -225,10 +226,11 @@ async def recommend_for_user(
     """Items for a user from the stored history. It changes nothing, so nothing is kept for a next page either."""
     said = {"user_id": user_id, "placement": placement, "k": k}
     asked = RecommendationRequest.model_validate({name: value for name, value in said.items() if value is not None})
-    about = request.scope["state"]
+    about, state = request.scope["state"], _state(request)
+    state.permits.check()
     answer = await while_connected(
         request,
-        _pipeline(request).recommend(asked, arrived=about["arrived"], caller=about["caller"], has_pages=False),
+        state.pipeline.recommend(asked, arrived=about["arrived"], caller=about["caller"], has_pages=False),
     )
     return _timed(request, answer)
 

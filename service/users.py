@@ -52,7 +52,7 @@ class Users:
             InvalidRequest: a time too far ahead.
             StoreUnavailable: nothing is sure to be stored; send them again, `event_id` de-duplicates.
         """
-        with self._permits.hold():
+        with self._permits.hold(is_checked=True):
             now = self._now()
             check_times(events, now, field="events")
             places: dict[str, list[int]] = {}

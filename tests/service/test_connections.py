@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from unittest import mock
 
 import pytest
 import uvicorn
@@ -324,6 +325,64 @@ async def test_full_is_said_at_the_door_and_the_connection_goes_on():
         writer.close()
 
 
+PLAIN = {
+    "plain": (b"", True),
+    "own id": (b"X-Request-Id: mine\r\n", True),
+    "an id that is none": (b"x-request-id: <b>\r\n", True),
+    "keep-alive": (b"Connection: keep-alive\r\n", True),
+    "close": (b"connection: close\r\n", False),
+    "expect": (b"expect: 100-continue\r\n", False),
+    "upgrade": (b"upgrade: websocket\r\n", False),
+    "two ids": (b"x-request-id: a\r\nx-request-id: b\r\n", False),
+    "many headers": (b"a: b\r\n" * 101, False),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+async def test_full_is_said_alike_to_what_is_parsed_and_to_what_is_not_even_that(case, monkeypatch):
+    """What is plain is refused as it stands, and says what it says behind the parser."""
+    more, is_plain = PLAIN[case]
+    parsed, ways = [], []
+    begin = Connection.on_message_begin
+    monkeypatch.setattr(Connection, "on_message_begin", lambda self: (parsed.append(1), begin(self)))
+    for size in (1 << 20, 30):
+        parsed.clear()
+        async with serving(Full(0)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            whole = post("/v1/recommendations", b"[1]", more)
+            for at in range(0, len(whole), size):
+                writer.write(whole[at : at + size])
+                await asyncio.sleep(0.002)
+            status, headers, body = await answer(reader)
+            ways.append((status, {**headers, "x-request-id": "", "content-length": ""}))
+            if size > 30:
+                assert bool(parsed) is not is_plain
+            if size > 30 and case != "many headers":
+                assert headers["x-request-id"] == "mine" if case == "own id" else len(headers["x-request-id"]) >= 1
+            writer.close()
+    assert ways[0] == ways[1]
+    assert ways[0][0] == (431 if case == "many headers" else 503)
+
+
+async def test_full_what_stands_in_a_body_is_no_request():
+    app = Full(0)
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        inner = post("/v1/rankings")
+        outer = post(body=inner)
+        writer.write(outer[: -len(inner)])
+        assert (await answer(reader))[0] == 503  # before its body is there
+        writer.write(inner)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        app.permits = 1
+        app.go.set()
+        writer.write(post(body=b"[2]"))
+        assert (await answer(reader))[0] == 200  # and nothing in between
+        assert app.bodies == [b"[2]"]
+        writer.close()
+
+
 async def test_full_turns_nobody_away_who_asks_for_something_else_or_hangs_up_where_that_is_wanted():
     app = Full(0)
     app.go.set()
@@ -507,7 +566,7 @@ async def test_both_ways_refuse_alike(open_app, kind, caplog):
                 key = "slow"
             elif kind == "full":
                 app.is_full = lambda _coming: False  # it fills behind the door
-                app.state.shell.permits.limit = 0
+                app.state.shell.permits.limit = app.state.shell.permits._most = 0
             elif kind == "not ready":
                 shell, app.state.shell = app.state.shell, None
             else:
@@ -686,3 +745,26 @@ class TestAClientOfTheLane:
             for _ in range(count):
                 assert (await answer(reader))[0] == 202
             writer.close()
+
+
+async def test_gone_while_it_waits_for_its_turn_a_request_is_not_begun(open_app):
+    async with open_app() as app, serving(app) as port:
+        held = []
+        app.lane.turns.begin = held.append
+        before = counted()
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(keyed("/v1/events", GOOD["/v1/events"]))
+        while not held:
+            await asyncio.sleep(0.001)
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.sleep(0.02)
+        stored = app.state.shell.users.record = mock.AsyncMock()
+        held[0]()
+        await asyncio.sleep(0.01)
+        stored.assert_not_awaited()
+        counts = {
+            name: value - before.get(name, 0) for name, value in counted().items() if value != before.get(name, 0)
+        }
+        assert len(counts) == 1
+        assert "499" in str(counts)

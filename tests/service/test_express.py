@@ -1,8 +1,11 @@
 """Both ways to an endpoint give the same answers, and only what is listed takes the shorter one."""
 
+import asyncio
+from functools import partial
+
 import pytest
 
-from service.express import CALLS
+from service.express import A_TURN, CALLS, Turns
 from service.routes import api
 
 pytestmark = pytest.mark.anyio
@@ -57,3 +60,25 @@ async def test_a_bug_in_an_express_call_is_a_problem(open_client, monkeypatch):
         monkeypatch.setattr(client.app._express["/v1/events"], "endpoint", lambda _request: 1 / 0)
         answer = await client.post("/v1/events", json={})
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+
+
+async def test_a_crowd_is_begun_a_few_at_a_time_in_order_and_the_loop_comes_by_in_between():
+    waits, begun, turns = [], [], []
+    clock = iter(range(1_000))
+    lane = Turns(felt=waits.append, clock=lambda: next(clock))
+    count = 3 * A_TURN + 1
+    for number in range(count):
+        lane.begin(partial(begun.append, number))
+    assert begun == [*range(A_TURN)]
+    assert len(lane) == count - A_TURN
+    assert waits == [0.0] * A_TURN  # who is begun at once has not waited
+    while len(lane):
+        await asyncio.sleep(0)
+        turns.append(len(begun))
+    assert begun == [*range(count)]
+    assert turns == [2 * A_TURN, 3 * A_TURN, count]
+    assert min(waits[A_TURN:]) > 0
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    lane.begin(partial(begun.append, count))
+    assert begun[-1] == count  # nobody waits any more
