@@ -353,7 +353,7 @@ async def test_full_is_said_alike_to_what_is_parsed_and_to_what_is_not_even_that
             for at in range(0, len(whole), size):
                 writer.write(whole[at : at + size])
                 await asyncio.sleep(0.002)
-            status, headers, body = await answer(reader)
+            status, headers, _ = await answer(reader)
             ways.append((status, {**headers, "x-request-id": "", "content-length": ""}))
             if size > 30:
                 assert bool(parsed) is not is_plain
