@@ -2,9 +2,11 @@
 
 A list is found once. What follows its first page is frozen in item ids: neither what the user does meanwhile nor
 another bundle changes it, and an item that may not be shown any more is left out. Nothing here can fail a
-recommendation: where the store is away a list has no next page, and says so by `next: null`.
+recommendation, or hold it up: a list is sent to the store and not waited for. Where the store is away, lists have no
+next page from the first one on that could not be kept, and say so by `next: null`.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,6 +33,8 @@ from service.within import Within
 
 KEPT_S = 1800.0
 LAYOUT = 2
+MOST_UNDER_WAY = 1_024  # lists; more than a store takes in the time that they have
+LOOK_AGAIN_S = 0.05  # for a list that is not there: longer than one is on its way to a store that is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ class Pages:
         permits: shared with the pipeline.
         journal: keeps what was served.
         length: how long lists are found, first page included; 0 keeps none.
-        timeout_s: longest wait of a recommendation for its list to be kept.
+        timeout_s: how long a list may be on its way to the store.
         clock: seconds from some fixed moment; timings.
     """
 
@@ -157,22 +161,43 @@ class Pages:
         self._length = length
         self._timeout_s = timeout_s
         self._clock = clock
+        self._under_way: dict[str, asyncio.Task[None]] = {}  # by recommendation id
+        self._can_keep = True
 
     def ahead(self, k: int) -> int:
         """How many items to find behind the first `k`."""
         return max(0, self._length - k)
 
-    async def keep(self, kept: FrozenList, k: int, *, time_left_s: float) -> str | None:
-        """Where the next page is; None where the list could not be kept."""
-        try:
-            with Within(min(self._timeout_s, time_left_s)):
-                await self._store.keep_list(kept, at=k, ttl_s=KEPT_S)
-        except (TimeoutError, StoreUnavailable):
-            metrics.STORE_ERRORS.labels("keep_list").inc()
+    def keep(self, kept: FrozenList, k: int) -> str | None:
+        """Where the next page is; None where lists cannot be kept at present.
+
+        The list is on its way to the store, and nobody waits for it: whoever is answered meanwhile needs longer to come
+        back. Where the last one could not be kept, the next one is tried, and not promised.
+        """
+        if len(self._under_way) >= MOST_UNDER_WAY:
             metrics.LISTS["lost"].inc()
             return None
-        metrics.LISTS["kept"].inc()
-        return _path(kept.recommendation_id, k, k)
+        own_id = kept.recommendation_id
+        task = self._under_way[own_id] = asyncio.get_running_loop().create_task(self._kept(kept, k))
+        task.add_done_callback(lambda _: self._under_way.pop(own_id, None))
+        return _path(own_id, k, k) if self._can_keep else None
+
+    async def _kept(self, kept: FrozenList, k: int) -> None:
+        try:
+            with Within(self._timeout_s):
+                await self._store.keep_list(kept, at=k, ttl_s=KEPT_S)
+        except (TimeoutError, StoreUnavailable):
+            self._can_keep = False
+            metrics.STORE_ERRORS.labels("keep_list").inc()
+            metrics.LISTS["lost"].inc()
+        else:
+            self._can_keep = True
+            metrics.LISTS["kept"].inc()
+
+    async def settled(self) -> None:
+        """Returns when every list that is on its way now has arrived, or never will."""
+        if self._under_way:
+            await asyncio.wait([*self._under_way.values()])
 
     async def next(
         self, recommendation_id: str, *, k: int | None = None, after: int | None = None
@@ -241,7 +266,12 @@ class Pages:
 
     async def _advanced(self, recommendation_id: str, by: int) -> tuple[Ahead, int]:
         with self._permits.lent(is_bounded=True), counting():
+            if recommendation_id in self._under_way:
+                await asyncio.wait([self._under_way[recommendation_id]])
             found = await self._store.advance_list(recommendation_id, by)
+            if found is None:  # it may come from another process, and be on its way
+                await asyncio.sleep(LOOK_AGAIN_S)
+                found = await self._store.advance_list(recommendation_id, by)
         ahead = decoded(found[0]) if found is not None else None
         if found is None or ahead is None:
             metrics.LISTS["gone"].inc()

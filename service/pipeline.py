@@ -161,12 +161,10 @@ class Pipeline:
                 items = _items(served, answer, near, explain=asked.explain)
             following = None
             if ahead and len(answer) > wanted.k:
-                with timings("state"):
+                with timings("respond"):
                     names = model["name"], model["bundle"], model["variant"]
                     payload = encoded(call, answer, request.history.rows, wanted.k, names, user_id=asked.user_id)
-                    kept = FrozenList(recommendation_id, asked.user_id, payload)
-                    with self._permits.lent():
-                        following = await self._pages.keep(kept, wanted.k, time_left_s=call.deadline - self._clock())
+                    following = self._pages.keep(FrozenList(recommendation_id, asked.user_id, payload), wanted.k)
             if self._is_counted:
                 metrics.HISTORY.observe(len(request.history))
                 metrics.ELIGIBLE.observe(eligible.count)

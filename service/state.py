@@ -250,7 +250,15 @@ async def serving(
     aside, behind = Aside(clock), Aside(clock, check=check_idle)
     shadow = Shadow(plan, rehearse(variants, behind), is_idle=lambda: permits.is_idle, clock=clock)
     pipeline = through(variants, pools=pools, permits=permits)
-    users = Users(store, variants=variants, permits=permits, journal=journal, now=now)
+    users = Users(
+        store,
+        variants=variants,
+        permits=permits,
+        journal=journal,
+        now=now,
+        settled=pages.settled,
+        settle_s=settings.store_timeout_s,
+    )
     items = Items(variants, store=store, permits=permits)
 
     async def load_beside(path: Path) -> Served:
@@ -316,6 +324,7 @@ async def serving(
             thread.close()
         for batcher in pools.values():
             await batcher.close()
+        await pages.settled()
         await journal.close()  # its end has a bound; a store may hang
         await store.close()
         metrics.count_kept()

@@ -3,7 +3,8 @@
 None of this can be degraded. An event that is not stored has to be refused, or it is lost without anybody knowing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from retrieval.sequences import PAD_ROW
@@ -27,6 +28,8 @@ class Users:
         permits: shared with the pipeline.
         journal: keeps what was accepted, and what was erased.
         now: seconds since 1970.
+        settled: returns when what was on its way to the store from here, when it was called, has arrived.
+        settle_s: how long it may be on its way from another process.
     """
 
     def __init__(
@@ -37,12 +40,16 @@ class Users:
         permits: Permits,
         journal: Journal,
         now: Callable[[], float],
+        settled: Callable[[], Awaitable[None]],
+        settle_s: float,
     ) -> None:
         self._store = store
         self._variants = variants
         self._permits = permits
         self._journal = journal
         self._now = now
+        self._settled = settled
+        self._settle_s = settle_s
 
     async def record(self, events: Sequence[Event]) -> EventsAnswer:
         """Stores events: all of them, or none and an error.
@@ -100,7 +107,11 @@ class Users:
             StoreUnavailable: the store or the log is away, and not all is sure to be erased.
         """
         with self._permits.hold(), self._permits.lent(is_bounded=True), counting():
+            await self._settled()
             await self._store.erase(user_id)
+            if self._store.durable:  # a list that another process has just given out may still be on its way
+                await asyncio.sleep(self._settle_s)
+                await self._store.erase(user_id)
             if not await self._journal.erased(user_id):
                 raise StoreUnavailable("erase", "the durable log could not be told; erase again, twice does no harm")
 
@@ -112,7 +123,11 @@ class Users:
             StoreUnavailable: the store is away; merge again, twice does no harm.
         """
         with self._permits.hold(), self._permits.lent(is_bounded=True), counting():
+            await self._settled()
             moved = await self._store.merge(source, target)
+            if self._store.durable:  # as for `erase`
+                await asyncio.sleep(self._settle_s)
+                moved += await self._store.merge(source, target)
             self._journal.merged(source, target)
             return {"user_id": target, "moved": moved}
 

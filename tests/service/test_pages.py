@@ -164,7 +164,11 @@ async def test_the_simple_form_changes_nothing_and_has_no_pages(client):
 async def test_a_store_that_is_away_leaves_a_list_without_pages_and_degrades_nothing(open_client, away_store, user):
     lost = counted("lost")
     async with open_client(app={"store": away_store}) as client:
+        await first_page(client, **user)
+        await client.app.state.shell.pages.settled()
+        lost += bool(user)
         answer = (await first_page(client, **user)).json()
+        await client.app.state.shell.pages.settled()
         assert answer["next"] is None
         assert answer["degraded_reasons"] == ([] if user else ["store_unavailable"])
         assert counted("lost") == lost + bool(user)  # where the history could not be read nothing is even tried
@@ -179,16 +183,74 @@ async def test_a_store_that_is_slow_is_not_waited_for(open_client):
     async def slow(*_, **__):
         await waits.wait()
 
-    store.keep_list = slow
+    real, store.keep_list = store.keep_list, slow
     async with open_client(app={"store": store}, store_timeout_ms=5) as client:
+        pages = client.app.state.shell.pages
+        promised = (await first_page(client)).json()  # nobody knows yet
+        assert (promised["degraded"], len(promised["items"])) == (False, 4)
+        assert (await client.get(promised["next"])).json()["code"] == "list_gone"
         answer = (await first_page(client)).json()
         assert (answer["next"], answer["degraded"], len(answer["items"])) == (None, False, 4)
+        await pages.settled()
+        store.keep_list = real
+        assert (await first_page(client)).json()["next"] is None  # it is tried, and was not promised
+        await pages.settled()
+        assert (await client.get((await first_page(client)).json()["next"])).status_code == 200
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+async def test_late_a_list_is_waited_for_by_whoever_asks_for_its_next_page(open_client, is_here):
+    """Here by looking at what is under way, elsewhere by looking twice."""
+    store = open_store("memory://")
+    real, arrives = store.keep_list, asyncio.Event()
+
+    async def slow(*given, **more):
+        await arrives.wait()
+        await real(*given, **more)
+
+    store.keep_list = slow
+    async with open_client(app={"store": store}, store_timeout_ms=1_000) as client:
+        answer = (await first_page(client)).json()
+        if not is_here:
+            client.app.state.shell.pages._under_way = {}
+        asyncio.get_running_loop().call_later(0.01, arrives.set)
+        assert (await client.get(answer["next"])).status_code == 200
+
+
+async def test_full_of_lists_on_their_way_no_more_are_sent(open_client, monkeypatch):
+    monkeypatch.setattr("service.pages.MOST_UNDER_WAY", 0)
+    lost = counted("lost")
+    async with open_client() as client:
+        assert (await first_page(client)).json()["next"] is None
+    assert counted("lost") == lost + 1
+
+
+@pytest.mark.parametrize("ends", ["erase", "merge"])
+async def test_late_a_list_on_its_way_does_not_outlive_its_user(open_client, ends):
+    store = open_store("memory://")
+    real, arrives = store.keep_list, asyncio.Event()
+
+    async def slow(*given, **more):
+        await arrives.wait()
+        await real(*given, **more)
+
+    store.keep_list = slow
+    async with open_client(app={"store": store}, store_timeout_ms=1_000) as client:
+        answer = (await first_page(client)).json()
+        asyncio.get_running_loop().call_later(0.01, arrives.set)
+        if ends == "erase":
+            assert (await client.delete("/v1/users/anna")).status_code == 204
+            assert (await client.get(answer["next"])).json()["code"] == "list_gone"
+        else:
+            await client.post("/v1/users/merge", json={"from": "anna", "into": "berta"})
+            assert [kept.kept.user_id for kept in store._lists.values()] == ["berta"]
 
 
 async def test_gone_lists_are_said_to_be_gone_with_what_to_do(open_client):
     now = [1e9]
     async with open_client(app={"store": open_store("memory://", clock=lambda: now[0])}) as client:
         answer = await first_page(client)
+        await client.app.state.shell.pages.settled()
         now[0] += KEPT_S - 1
         assert (await client.get(answer.json()["next"])).status_code == 200
         now[0] += 2
