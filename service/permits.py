@@ -23,12 +23,12 @@ from service import metrics
 from service.errors import Overloaded
 
 WINDOW_S = 0.05  # over which the shortest wait is taken
+SURE = 3  # waits, of which the shortest says something; until there are so many the window goes on
 FIRST = 64  # permits to begin with: a crowd at once must not stand in line before the first window is over
 FEWEST = 8  # permits, however slow this process is: enough to fill a batch
 FALL = 0.5  # the most that a window may take away
 RISE = 0.1  # of the limit, and one more, that a good window gives back
 LOOK_EVERY_S = 0.01  # at the event loop
-TURNS = 4  # how often a request has to come by the event loop: parsed, read, dispatched, answered
 
 
 class Permits:
@@ -53,7 +53,8 @@ class Permits:
         self._target_s = target_s
         self._clock = clock
         self._since = clock()
-        self._shortest_s: dict[str, float] = {}  # in this window, by what was waited for
+        # In this window, by what was waited for: the shortest wait, and how many there were.
+        self._shortest_s: dict[str, tuple[float, int]] = {}
         self._busiest = 0  # permits that were out at once in this window
         self.taken = 0
         self.waiting = 0
@@ -134,11 +135,16 @@ class Permits:
 
     def felt(self, wait_s: float, what: str) -> None:
         """Hears how long some work waited for something before it was begun."""
-        self._shortest_s[what] = min(self._shortest_s.get(what, math.inf), wait_s)
+        shortest_s, count = self._shortest_s.get(what, (math.inf, 0))
+        self._shortest_s[what] = min(shortest_s, wait_s), count + 1
         now = self._clock()
         if now - self._since < WINDOW_S:
             return
-        standing_s = max(self._shortest_s.values())
+        # One who waited, or two, may have met a hiccup of the machine, which is no line.
+        sure = [shortest_s for shortest_s, count in self._shortest_s.values() if count >= SURE]
+        if not sure:
+            return
+        standing_s = max(sure)
         if standing_s > self._target_s:
             at_work = min(self.limit, max(self._busiest, self._fewest))
             self.limit = max(self._fewest, int(at_work * max(FALL, self._target_s / standing_s)))
@@ -146,7 +152,7 @@ class Permits:
             self.limit = min(self._most, int(self.limit * (1 + RISE)) + 1)
         metrics.PERMITS.set(self.limit)
         self._since, self._busiest = now, self.taken
-        self._shortest_s.clear()
+        self._shortest_s = {what: few for what, few in self._shortest_s.items() if few[1] < SURE}
 
     async def watch(self) -> None:
         """Feels how late the event loop comes to what is due, for as long as it is not cancelled."""
@@ -155,7 +161,7 @@ class Permits:
             due += LOOK_EVERY_S
             await asyncio.sleep(max(0.0, due - self._clock()))
             now = self._clock()
-            self.felt(TURNS * max(0.0, now - due), "loop")
+            self.felt(max(0.0, now - due), "loop")
             due = max(due, now - LOOK_EVERY_S)
 
 

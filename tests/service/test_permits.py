@@ -5,7 +5,7 @@ import pytest
 
 from service import metrics
 from service.errors import Overloaded
-from service.permits import FEWEST, WINDOW_S, Permits, Unlimited
+from service.permits import FEWEST, SURE, WINDOW_S, Permits, Unlimited
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ class Process:
         """A window in which these waits were felt while so many were at work; the limit after it."""
         self.permits.taken = at_work
         self.permits._busiest = at_work
-        for wait_s in waits_s[:-1]:
+        for wait_s in (*waits_s * (SURE - 1), *waits_s[:-1]):
             self.permits.felt(wait_s, "encoder")
         self.now += 2 * WINDOW_S
         self.permits.felt(waits_s[-1], "encoder")
@@ -83,6 +83,22 @@ def test_a_standing_line_lowers_the_limit_by_as_much_as_the_wait_is_too_long():
 
 def test_a_burst_in_which_somebody_hardly_waited_lowers_nothing():
     assert Process(256, target_s=0.02).window(0.0, 0.2, 0.2, at_work=200) == 256
+
+
+def test_a_hiccup_is_no_line_and_a_slow_line_is_seen_all_the_same():
+    process = Process(256, target_s=0.02)
+    for _ in range(SURE - 1):
+        process.permits._busiest = process.permits.taken = 100
+        process.now += 2 * WINDOW_S
+        process.permits.felt(0.04, "encoder")
+        for _ in range(SURE):
+            process.permits.felt(0.0, "loop")
+        assert process.permits.limit == 256
+    process.permits._busiest = 100
+    process.permits.felt(0.04, "encoder")
+    process.now += 2 * WINDOW_S
+    process.permits.felt(0.0, "loop")
+    assert process.permits.limit < 256
 
 
 def test_a_line_for_one_thing_is_seen_beside_another_that_nobody_waits_for():
