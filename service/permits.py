@@ -6,8 +6,10 @@ a while was too long, requests stand in a line that does not get shorter: the li
 long. A burst alone does nothing, since somebody in it hardly waited. While all is well and permits run out, it rises
 again. At the limit, throughput is what it was and the line is as long as one wanted.
 
-Whoever waits for a store costs this process nothing meanwhile, and lends its permit to others: a store that hangs must
-not keep those out who can do without it.
+Whoever has waited for a store for long costs this process nothing meanwhile, and lends its permit to others: a store
+that hangs must not keep those out who can do without it. A short wait is none of the store's making. Where this process
+is late to read its answers, those who wait for them are work that stands in line, and lending their permits at once
+would let in as many as come.
 
 Source: the shortest wait as the sign of a standing line is that of Nichols and Jacobson (2012), "Controlling Queue
 Delay", section 4; additive rise and multiplicative fall are Chiu and Jain's (1989).
@@ -26,6 +28,7 @@ WINDOW_S = 0.05  # over which the shortest wait is taken
 SURE = 3  # waits, of which the shortest says something; until there are so many the window goes on
 FIRST = 64  # permits to begin with: a crowd at once must not stand in line before the first window is over
 FEWEST = 8  # permits, however slow this process is: enough to fill a batch
+LENT_AFTER_S = 0.02  # of waiting for a store: ten times what a healthy one takes
 FALL = 0.5  # the most that a window may take away
 RISE = 0.1  # of the limit, and one more, that a good window gives back
 LOOK_EVERY_S = 0.01  # at the event loop
@@ -42,7 +45,7 @@ class Permits:
     Attributes:
         taken: permits that are out now.
         limit: how many there are now.
-        waiting: how many are lent.
+        waiting: how many wait for a store; a part of those that were taken.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Permits:
         self._busiest = 0  # permits that were out at once in this window
         self.taken = 0
         self.waiting = 0
+        self._waiting: dict[_Lent, float] = {}  # since when
         self.limit = min(FIRST, most)
         metrics.PERMITS.set(self.limit)
         metrics.watch(metrics.IN_FLIGHT, self, lambda permits: permits.taken + permits.waiting)
@@ -73,16 +77,27 @@ class Permits:
         """
         if self.is_full(coming):
             metrics.SHED.labels("in_flight").inc()
-            at_work = max(self.taken, coming - self.waiting)
+            at_work = self._at_work(coming)
             raise Overloaded(f"{at_work} requests are at work already; try again", reason="in_flight")
 
     def is_full(self, coming: int = 0) -> bool:
         """Whether `check` would refuse."""
-        at_work = max(self.taken, coming - self.waiting)
+        if max(self.taken + self.waiting, coming) < self.limit:  # as nearly always
+            return False
+        at_work = self._at_work(coming)
         if at_work < self.limit:
             return False
         self._busiest = max(self._busiest, at_work)
         return True
+
+    def _at_work(self, coming: int) -> int:
+        """How many requests are here, without those that have waited for a store for long."""
+        before, lent = self._clock() - LENT_AFTER_S, 0
+        for since in self._waiting.values():  # the longest wait comes first
+            if since > before:
+                break
+            lent += 1
+        return max(self.taken + self.waiting, coming) - lent
 
     def hold(self, *, is_checked: bool = False) -> "_Held":
         """One permit for as long as the block lasts.
@@ -97,7 +112,7 @@ class Permits:
         return _Held(self, is_checked)
 
     def lent(self, *, is_bounded: bool = False) -> "_Lent":
-        """Within `hold`: lends the permit for as long as the block lasts, in which a store is waited for.
+        """Within `hold`: a store is waited for in this block; after `LENT_AFTER_S` the permit is lent meanwhile.
 
         Args:
             is_bounded: whether no more than the fixed limit may do so. A call that has nothing to say without the store
@@ -112,19 +127,21 @@ class Permits:
         if not is_checked or self.taken >= self._most:
             self.check()
         self.taken += 1
-        self._busiest = max(self._busiest, self.taken)
+        self._busiest = max(self._busiest, self._at_work(0))
 
     def _give_back(self) -> None:
         self.taken -= 1
 
-    def _lend(self, *, is_bounded: bool) -> None:
+    def _lend(self, who: "_Lent", *, is_bounded: bool) -> None:
         if is_bounded and self.waiting >= self._most:
             metrics.SHED.labels("store_slow").inc()
             raise Overloaded(f"{self.waiting} requests wait for the session store already", reason="store_slow")
         self.taken -= 1
         self.waiting += 1
+        self._waiting[who] = self._clock()
 
-    def _take_again(self) -> None:
+    def _take_again(self, who: "_Lent") -> None:
+        del self._waiting[who]
         self.waiting -= 1
         self.taken += 1
 
@@ -176,9 +193,9 @@ class Unlimited(Permits):
 
     def _give_back(self) -> None: ...
 
-    def _lend(self, *, is_bounded: bool) -> None: ...
+    def _lend(self, who: "_Lent", *, is_bounded: bool) -> None: ...
 
-    def _take_again(self) -> None: ...
+    def _take_again(self, who: "_Lent") -> None: ...
 
 
 class _Held:  # both are classes and no generators, which take five times as long to enter and to leave
@@ -201,7 +218,7 @@ class _Lent:
         self._permits, self._is_bounded = permits, is_bounded
 
     def __enter__(self) -> None:
-        self._permits._lend(is_bounded=self._is_bounded)
+        self._permits._lend(self, is_bounded=self._is_bounded)
 
     def __exit__(self, *_: object) -> None:
-        self._permits._take_again()
+        self._permits._take_again(self)

@@ -5,7 +5,7 @@ import pytest
 
 from service import metrics
 from service.errors import Overloaded
-from service.permits import FEWEST, SURE, WINDOW_S, Permits, Unlimited
+from service.permits import FEWEST, LENT_AFTER_S, SURE, WINDOW_S, Permits, Unlimited
 
 
 @pytest.fixture
@@ -31,11 +31,14 @@ def test_full_nobody_waits_and_a_permit_comes_back_whatever_happens():
 
 
 def test_gone_store_who_waits_for_it_keeps_nobody_out():
-    permits = Permits(2)
+    now = [0.0]
+    permits = Permits(2, clock=lambda: now[0])
     with permits.hold(), permits.hold():
         assert permits.is_full()
         with permits.lent():
             assert (permits.taken, permits.waiting) == (1, 1)
+            assert permits.is_full(coming=2)  # it may be this process that is slow
+            now[0] += LENT_AFTER_S
             assert not permits.is_full(coming=2)
             with permits.hold():
                 assert permits.is_full(coming=3)
@@ -43,7 +46,8 @@ def test_gone_store_who_waits_for_it_keeps_nobody_out():
 
 
 def test_full_of_those_who_wait_for_the_store_a_call_that_needs_it_is_refused():
-    permits = Permits(1)
+    now = iter(range(1_000))
+    permits = Permits(1, clock=lambda: next(now))
     with permits.hold(), permits.lent(is_bounded=True), permits.hold():
         with pytest.raises(Overloaded, match="1 requests wait for the session store"), permits.lent(is_bounded=True):
             pass
