@@ -26,7 +26,7 @@ GENERATIVE_SHARE = (
     0.7  # of what is left then, less the reserve: how long a generator may take before the encoder has to
 )
 RANKING_SHARE = 0.8  # of what is left when ranking begins: the rest is for the rules, and for a wrong estimate
-WAIT_SHARE = 0.2  # of the deadline: how long a request may stand in a line before fewer are let in
+WAIT_SHARE = 0.08  # of the deadline: how long a request may stand in a line before fewer are let in
 QUEUE_SHARE = 0.4  # of the deadline: how long a request may have to wait for the model; beyond it there is no room
 BATCH_SHARE = 0.2  # of the deadline: how long a batch may take, so that those behind it have a chance
 INLINE_SHARE = 0.03  # of the deadline: how long the model may keep the event loop where there is one core
