@@ -144,6 +144,19 @@ class Wire:
             exchange.cancel()
             raise
 
+    async def warm(self, count: int) -> None:
+        """Opens connections until there are `count`, a few at a time: front ends keep theirs, and come with them.
+
+        Whoever cannot be reached is noticed by the first request.
+        """
+        while self.opened < min(count, self._limit):
+            before = self.opened
+            dials = [self._loop.create_task(self._dial()) for _ in range(min(16, count - before, self._limit - before))]
+            self._connecting.update(dials)
+            await asyncio.wait(dials)
+            if self.opened == before:
+                return
+
     async def close(self) -> None:
         """Ends every connection; requests that are still on their way are `closed`."""
         while self._waiting:

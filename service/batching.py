@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 Q = TypeVar("Q")
 A = TypeVar("A")
-AT_ONCE = 8  # answers that go on together: a whole batch of them would keep the event loop from whoever comes
+AT_ONCE = 4  # answers that go on together: a whole batch of them would keep the event loop from whoever comes
 TIMER_S = 0.001  # event loops count in milliseconds, and may ring so much too early
 Run = Callable[[Sequence[Q], Stage], Sequence[A]]  # in the worker thread; one answer per question, in order
 

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from service import metrics
 from service.connections import Connection
-from service.settings import CLOSE_S, STOP_S
+from service.settings import CLOSE_S, KEEP_ALIVE_S, STOP_S
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
             date_header=False,
             proxy_headers=False,  # who calls is who connects; a header must not turn a stranger into this machine
             timeout_graceful_shutdown=int(STOP_S),
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         super().__init__(config)
         self._app = app

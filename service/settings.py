@@ -29,8 +29,12 @@ RANKING_SHARE = 0.8  # of what is left when ranking begins: the rest is for the 
 WAIT_SHARE = 0.08  # of the deadline: how long a request may stand in a line before fewer are let in
 QUEUE_SHARE = 0.4  # of the deadline: how long a request may have to wait for the model; beyond it there is no room
 BATCH_SHARE = 0.2  # of the deadline: how long a batch may take, so that those behind it have a chance
-INLINE_SHARE = 0.03  # of the deadline: how long the model may keep the event loop where there is one core
+INLINE_SHARE = 0.02  # of the deadline: how long the model may keep the event loop where there is one core
 RESERVE_SHARE = 0.2  # of the deadline: kept for answering from the popular list when the recommender is not back
+
+KEEP_ALIVE_S = (
+    75  # an idle connection: longer than load balancers keep theirs, who would ask on one that is just closed
+)
 
 # When a process is told to stop it drains for `drain_s`; then come:
 STOP_S = 10.0  # the longest that requests under way may take, once nothing is accepted any more

@@ -209,7 +209,8 @@ async def serving(
             clock=clock,
             pool=pool,
             is_paced=pool == "generator",
-            batch_s=BATCH_SHARE * settings.deadline_s,
+            batch_s=(INLINE_SHARE if settings.threads == 1 and pool == "encoder" else BATCH_SHARE)
+            * settings.deadline_s,
             inline_s=INLINE_SHARE * settings.deadline_s if settings.threads == 1 else 0.0,
             felt=permits.felt if pool == "encoder" else None,  # who waits for a generator has the encoder to go to
         )

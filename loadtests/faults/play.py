@@ -129,6 +129,8 @@ async def _played(scene: Scene, ground: Ground) -> dict[str, Any]:
         due = scheduled(spans, seed=given.seed)
         offer = Offer(list(people.steps(len(due))), due, prefix="run")
         memory = service.resident_mb()
+        if scene.overload is not None:
+            await line.warm(CONNECTIONS)  # or it is the opening of a thousand connections at once that is looked at
         start = time.perf_counter() - zero + 0.1
         offer.postpone(start)
         carrying = asyncio.create_task(offer.carry(line, zero=zero))
