@@ -1,7 +1,7 @@
 """The highest rate that a service keeps: p90 and p99.5 within bounds, arrivals scheduled, latency from when due.
 
 A *probe* offers one rate for a moment. A request that fails, or is answered worse than asked, counts as infinitely
-late, so the two percentiles are all there is to judge. A rate is held when one probe of two holds it, since a machine
+late, so the two percentiles are all there is to judge. A rate is held when one probe of three holds it, since a machine
 hiccups; the search walks up or down from a guess until one rate is held and the next is not, and halves what lies
 between.
 
@@ -27,7 +27,8 @@ from loadtests.wire import Reply, Wire
 WARMUP_S = 0.3  # of each probe, not counted
 DROWNED_S = 0.15  # a queue of so much work is growing; nothing is learnt by waiting for its end
 RESOLUTION = 1.025  # the search ends when the rate that is not held is so near the one that is
-MOST_PROBES = 14  # of one search
+MOST_PROBES = 20  # of one search
+TRIES = 3  # probes of a rate, of which one has to hold it
 LEAST_RATE = 10.0  # per second; below it the percentiles of a short probe mean nothing
 LATE_MS = 1.0  # at p99 of a probe: a generator later than this is part of what it measures
 BUSY = 0.9  # of its core
@@ -229,7 +230,7 @@ async def highest(
 
     async def try_out(rate: float) -> None:
         nonlocal best, asked, above
-        for _ in range(2):
+        for _ in range(TRIES):
             asked += 1
             got = await ask(rate)
             if bounds.hold(got):

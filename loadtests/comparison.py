@@ -12,11 +12,13 @@ brings its history along and no store is asked, which measures encoding and serv
 
 Each rival is a process of its own, all pinned to the first core, where whoever is not asked sleeps; generator and
 redis-server run on the second. A rate is held when p90 < 7 ms and p99.5 < 15 ms from when requests were due, see
-`loadtests.capacity`. Repetitions take turns, and the ratio is that of the two rates of one repetition. Before anything
-counts, plain and ours have to give the same items to the same histories.
+`loadtests.capacity`. The rivals are searched side by side, probe by probe in turn, because a shared machine changes its
+speed within a minute; the ratio is that of the two rates of one repetition. Before anything counts, plain and ours
+have to give the same items to the same histories.
 """
 
 import argparse
+import asyncio
 import hashlib
 import os
 import secrets
@@ -145,6 +147,7 @@ class Contest:
         self._work: dict[tuple[str, str], Work] = {}
         self._guess: dict[tuple[str, str], float] = {}
         self.probes = 0
+        self._turn = asyncio.Lock()  # one probe at a time; whoever has had one stands behind the others
         readers = Readers(facts.item_ids, seed=seed, prefix=f"compare-{secrets.token_hex(4)}", habits=HABITS)
         self._pasts = readers.pasts
         self._steps = {"stored": list(islice(readers.steps(100), PREPARED))}
@@ -222,15 +225,17 @@ class Contest:
         line, todo = self._wires[rival], self._work[rival, workload]
         guess = self._guess.get((rival, workload))
         if guess is None:
-            at_once = await capacity.crowd(line, todo.next(), todo.is_good, callers=CROWD, seconds=CROWD_S)
+            async with self._turn:
+                at_once = await capacity.crowd(line, todo.next(), todo.is_good, callers=CROWD, seconds=CROWD_S)
             if not at_once:
                 raise LoadError(f"{rival} gives no good answer to {workload!r} at all")
 
         async def ask(rate: float) -> Probe:
-            self.probes += 1
-            got = await capacity.probe(
-                line, todo.next(), todo.is_good, rate=rate, seconds=self._seconds, seed=self._seed + self.probes
-            )
+            async with self._turn:
+                self.probes += 1
+                got = await capacity.probe(
+                    line, todo.next(), todo.is_good, rate=rate, seconds=self._seconds, seed=self._seed + self.probes
+                )
             todo.at = (todo.at + len(got.latencies)) % len(todo.requests)
             return got
 
@@ -245,10 +250,11 @@ async def measured(contest: Contest, *, repeats: int) -> dict[str, dict[str, lis
     for repeat in range(repeats):
         order = RIVALS if repeat % 2 == 0 else tuple(reversed(RIVALS))
         for workload in WORKLOADS:
-            for rival in order:
-                if rival == "no-op" and repeat % 2:
-                    continue  # a floor for orientation; every other repetition is enough
-                found[workload].setdefault(rival, []).append(await contest.highest(rival, workload))
+            # A floor for orientation: every other repetition is enough.
+            asked = [rival for rival in order if rival != "no-op" or repeat % 2 == 0]
+            probes = await asyncio.gather(*(contest.highest(rival, workload) for rival in asked))
+            for rival, probe in zip(asked, probes, strict=True):
+                found[workload].setdefault(rival, []).append(probe)
         if repeat % 2 == 0:
             probe = await contest.highest(EMPTY, "body")
             for workload in WORKLOADS:

@@ -38,8 +38,8 @@ SLOW_S = 0.03  # each way: more in all than a request waits for its history
 SLUGGISH_S = 0.004  # each way: less
 BUFFERS_BYTES = 256 * 1024
 DISK_BYTES = 8 << 20
-QUITTERS_PER_S = 300.0
-PATIENCE_S = 0.003  # the longest that one of them waits: some leave before a healthy service has answered
+QUITTERS_PER_S = 900.0  # of whom a third is gone before a healthy service has answered
+PATIENCE_S = 0.003  # the longest that one of them waits
 STEP_S = 3_600.0
 RAISING = 0.1  # of the rate: questions that the encoder fails on
 ENOUGH_SWAPS = 20  # after fewer, memory says nothing yet
@@ -244,7 +244,7 @@ def encoder_raising(up: ExitStack, given: Given, folder: Path) -> Scene:
 
 
 def clients_cancelled(up: ExitStack, given: Given, folder: Path) -> Scene:
-    """Three hundred clients a second ask, or tell, and close the connection before they are answered."""
+    """Nine hundred clients a second ask, or tell, and a third of them closes the connection before being answered."""
     redis = _redis(up, given, folder)
     service = _service(up, given, folder, redis.url)
 
