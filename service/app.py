@@ -22,9 +22,10 @@ from service.express import Application, Lane
 from service.journal import open_journal
 from service.keys import open_keys
 from service.middleware import BodyLimit, Edge, Gate, Recorder
+from service.operations import STATIC, operators, pages, probes
 from service.placements import Placements
 from service.rates import Rates
-from service.routes import STATIC, api, pages, probes
+from service.routes import api
 from service.schemas import MAX_BODY_BYTES
 from service.sessions import STORE_TIMEOUT_S, SessionStore, open_store
 from service.settings import Settings
@@ -105,7 +106,7 @@ def create_app(
     )
     app.state.shell = None
     app.state.leaving = False
-    for router in (api, probes, pages):
+    for router in (api, operators, probes, pages):
         app.router.routes += router.routes  # as they are: including them would build each of them again
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
     app.openapi = lambda: documentation.openapi(app)  # type: ignore[method-assign]
