@@ -113,11 +113,9 @@ def rows_of(events: Sequence[HistoryEvent | str], call: Call) -> History:
     if not events:
         return EMPTY
     code = _event_codes(call.served.bundle.manifest.event_types).get
-    n = len(events)
     if set(map(type, events)) == {str}:
         rows = call.served.catalog.rows(events)  # type: ignore[arg-type]
-        types = np.full(n, code(DEFAULT_EVENT_TYPE, 0))
-        return _known(rows, types, np.full(n, np.nan, np.float32), np.full(n, call.now))
+        return History.of_items(rows, code(DEFAULT_EVENT_TYPE, 0), call.now)
     past = [HistoryEvent(item_id=event) if isinstance(event, str) else event for event in events]
     return History.of_events(
         call.served.catalog.rows([event.item_id for event in past]),

@@ -198,17 +198,23 @@ async def test_a_store_that_is_slow_is_not_waited_for(open_client):
         assert (await client.get((await first_page(client)).json()["next"])).status_code == 200
 
 
-@pytest.mark.parametrize("is_here", [True, False])
-async def test_late_a_list_is_waited_for_by_whoever_asks_for_its_next_page(open_client, is_here):
-    """Here by looking at what is under way, elsewhere by looking twice."""
-    store = open_store("memory://")
-    real, arrives = store.keep_list, asyncio.Event()
+def held_up():
+    """A store in which lists arrive only when an event says so, and the event."""
+    store, arrives = open_store("memory://"), asyncio.Event()
+    real = store.keep_list
 
     async def slow(*given, **more):
         await arrives.wait()
         await real(*given, **more)
 
     store.keep_list = slow
+    return store, arrives
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+async def test_late_a_list_is_waited_for_by_whoever_asks_for_its_next_page(open_client, is_here):
+    """Here by looking at what is under way, elsewhere by looking twice."""
+    store, arrives = held_up()
     async with open_client(app={"store": store}, store_timeout_ms=1_000) as client:
         answer = (await first_page(client)).json()
         if not is_here:
@@ -227,14 +233,7 @@ async def test_full_of_lists_on_their_way_no_more_are_sent(open_client, monkeypa
 
 @pytest.mark.parametrize("ends", ["erase", "merge"])
 async def test_late_a_list_on_its_way_does_not_outlive_its_user(open_client, ends):
-    store = open_store("memory://")
-    real, arrives = store.keep_list, asyncio.Event()
-
-    async def slow(*given, **more):
-        await arrives.wait()
-        await real(*given, **more)
-
-    store.keep_list = slow
+    store, arrives = held_up()
     async with open_client(app={"store": store}, store_timeout_ms=1_000) as client:
         answer = (await first_page(client)).json()
         asyncio.get_running_loop().call_later(0.01, arrives.set)
