@@ -19,16 +19,11 @@ from service.answers import RecommendationAnswer
 from service.schemas import PlacementRequest
 from service.sessions import StoredEvent
 
-# What a record takes as a line, about: what waits is bounded by these, because it is encoded only when it is written.
-EVENT_BYTES = 256
-ENTRY_BYTES = 64  # an entry of a context, an item of a list
-SERVED_BYTES = 512
-
 UserEvent = tuple[str, StoredEvent]  # a user id and an event of that user
 
 
 class ServedList(NamedTuple):
-    """A list as it went out. It is taken apart only when it is written, so the answer must not change any more.
+    """A list as it went out.
 
     Attributes:
         user_id: None where the request named none.
@@ -103,16 +98,6 @@ def erased_line(time: float, user_id: str) -> bytes:
 def merged_line(time: float, source: str, target: str) -> bytes:
     """One user who turned out to be another."""
     return _line({"kind": "merged", "time": time, "user_id": source, "into": target})
-
-
-def event_bytes(event: StoredEvent) -> int:
-    """What an event takes, about."""
-    return EVENT_BYTES + ENTRY_BYTES * len(event.context or ())
-
-
-def served_bytes(served: ServedList) -> int:
-    """What a list takes, about."""
-    return SERVED_BYTES + ENTRY_BYTES * len(served.answer["items"])
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

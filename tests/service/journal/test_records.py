@@ -1,14 +1,6 @@
 import orjson
 
-from service.journal.records import (
-    ServedList,
-    erased_line,
-    event_bytes,
-    event_line,
-    merged_line,
-    served_bytes,
-    served_line,
-)
+from service.journal.records import ServedList, erased_line, event_line, merged_line, served_line
 from service.schemas import PlacementRequest
 from service.sessions import StoredEvent
 
@@ -93,9 +85,3 @@ def test_kind_comes_first_and_every_record_is_one_line():
         assert line.count(b"\n") == 1
         assert line.endswith(b"\n")
 
-
-def test_sizes_grow_with_what_a_record_holds():
-    small, large = StoredEvent("a", "view", None, 1.0), StoredEvent("a", "view", None, 1.0, context={"p": 1, "q": 2})
-    assert event_bytes(small) < event_bytes(large)
-    served = ServedList(ANSWER, "anna", None, 2, False)
-    assert served_bytes(served) > len(served_line(1.0, served)) / 2

@@ -113,7 +113,7 @@ async def test_full_buffer_drops_what_is_new_and_counts_it(sink):
 
 
 async def test_the_buffer_is_bounded_in_bytes_too(sink):
-    journal, before = writer(sink, bytes=1_000, linger_s=60), dropped("full")
+    journal, before = writer(sink, bytes=400, linger_s=60), dropped("full")
     journal.events(events(3))
     journal.events(events(1, context={f"c{n}": n for n in range(10)}))
     assert dropped("full") == before + 1
