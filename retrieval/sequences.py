@@ -94,19 +94,20 @@ class History:
         return cls(rows[known], types[known], numbers[known], times[known])
 
     @classmethod
-    def of_items(cls, rows: IntArray, event_type: int, timestamp: float) -> "History":
-        """What `of_events` makes of n events of one type and one time without values: a list of items, as it is sent.
+    def of_items(cls, rows: IntArray, event_type: int, timestamps: float | Sequence[float]) -> "History":
+        """What `of_events` makes of n events of one type without values, as nearly all histories are.
 
         Args:
             rows: int64, shape (n,), as `Catalog.rows` gives them.
             event_type: a code of the bundle's vocabulary.
-            timestamp: seconds since 1970.
+            timestamps: seconds since 1970: of all events, or n times.
         """
+        times = np.empty(len(rows), np.float64)
+        times[:] = timestamps
         if np.count_nonzero(rows) != len(rows):
-            rows = rows[rows != PAD_ROW]
+            known = rows != PAD_ROW
+            rows, times = rows[known], times[known]
         n = len(rows)
-        times = np.empty(n, np.float64)
-        times.fill(timestamp)
         if n > SHARED:
             return cls(rows, np.full(n, event_type, np.int64), np.full(n, np.nan, np.float32), times)
         return cls(rows, _shared_types(event_type)[:n], _SHARED_VALUES[:n], times)

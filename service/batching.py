@@ -15,6 +15,9 @@ The work of a generator grows with every request in its batch. Where that is so,
 first, as many as are done in time together. First come, first served would make a crowd late one and all: each would
 be begun when most of its time is over.
 
+Where nobody else is at work there is nobody to travel with, and the loop's way to the owner and back would only take
+time: such a question is answered where it is asked.
+
 Each caller says what is to be run: the recommender of the edition that its request holds, or a ranking. Those who want
 the same travel together.
 """
@@ -95,6 +98,7 @@ class MicroBatcher:
         inline_s: a batch that recent ones say takes no longer than this is run on the event loop itself. Where there is
             one core, handing work to a thread and back takes as long as a small model does, and nothing else could be
             done meanwhile. A batch that takes longer than it should is the last one for a while.
+        is_alone: whether whoever asks is the only one at work.
 
     Attributes:
         longest_s: how long a question may have to wait, by what recent batches took; who would wait longer is refused.
@@ -112,6 +116,7 @@ class MicroBatcher:
         batch_s: float = math.inf,
         felt: Callable[[float, str], None] | None = None,
         inline_s: float = 0.0,
+        is_alone: Callable[[], bool] = lambda: False,
     ) -> None:
         self._max_batch = max_batch
         self._queue_limit = queue_limit
@@ -128,6 +133,7 @@ class MicroBatcher:
         self._batch_s = batch_s
         self._felt = felt
         self._inline_s = inline_s
+        self._is_alone = is_alone
         self._pool = pool
         self._pace = Pace(clock)
         self._free_at = 0.0  # on the clock: when the batch that is running should be done
@@ -174,12 +180,33 @@ class MicroBatcher:
                 f"{len(self._queue)} requests are waiting for the model, more than it answers in {self.longest_s:g} s",
                 reason="queue_slow",
             )
+        if now < deadline and self._may_go_alone():
+            return self._at_once(question, run, now)
         waiter: asyncio.Future[Batched[A]] = asyncio.get_running_loop().create_future()
         self._queue.append(_Entry(question, run, deadline, now, waiter))
         self._wake()
         if self._is_away and deadline < self._expires_at:
             self._set_timer(deadline, now)
         return await waiter
+
+    def _is_quick(self, size: int) -> bool:
+        """Whether a batch of so many is run on the event loop; what nothing is known of is not."""
+        return 0 < self._pace.expected(size) <= self._inline_s
+
+    def _may_go_alone(self) -> bool:
+        return not (self._queue or self._running or self._wait_s) and self._is_quick(1) and self._is_alone()
+
+    def _at_once(self, question: Q, run: Run[Q, A], now: float) -> Batched[A]:
+        """The answer to a question that is a batch by itself."""
+        _DISPATCH["idle"].inc()
+        metrics.BATCH.observe(1)
+        if self._felt is not None:
+            self._felt(0.0, self._pool)
+        ((outcome, timings),) = self._work(run, [question])
+        self._pace.learn(1, self._clock() - now)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return Batched(outcome, 0.0, timings.seconds, 1)
 
     def wait_s(self, now: float) -> float:
         """How long a question that comes now should have to wait before it is begun."""
@@ -336,7 +363,7 @@ class MicroBatcher:
         outcomes: Sequence[tuple[Any, Timings]]
         try:
             questions = [entry.question for entry in batch]
-            if 0 < expected_s <= self._inline_s:
+            if self._is_quick(len(batch)):
                 outcomes = self._work(batch[0].run, questions)
             else:
                 loop = asyncio.get_running_loop()

@@ -153,6 +153,7 @@ class Connection(HttpToolsProtocol):
     _at_work: RequestResponseCycle | Exchange | None = None
     _lane: Lane | None = None
     _is_between = True  # two requests, or before the first: what comes next is the beginning of one
+    _has_room = False  # there was some when this piece began, and a request in one piece need not look again
 
     @property
     def is_waiting(self) -> bool:
@@ -205,7 +206,10 @@ class Connection(HttpToolsProtocol):
 
         What is not plain in every respect is left to the parser, and refused behind that.
         """
-        if self._is_under_way() or self.transport.is_closing() or not self._is_full():
+        if self._is_under_way() or self.transport.is_closing():
+            return False
+        self._has_room = not self._is_full()
+        if self._has_room:
             return False
         head = _PLAIN.match(data)
         if head is None or len(data) > MAX_HEAD_BYTES:
@@ -245,7 +249,7 @@ class Connection(HttpToolsProtocol):
             super().on_headers_complete()
         elif self.transport.is_closing():
             self.cycle = _Done(self.scope)  # type: ignore[assignment]
-        elif self._is_full():
+        elif not self._has_room and self._is_full():
             self._turn_away()
         elif self._lane is None or self._is_unusual():
             super().on_headers_complete()
@@ -262,7 +266,7 @@ class Connection(HttpToolsProtocol):
                 self._answer(exchange, exchange.lane.too_large(exchange.posted))
 
     def on_message_complete(self) -> None:
-        self._is_between = True
+        self._is_between, self._has_room = True, False
         exchange: Any = self.cycle
         if not isinstance(exchange, Exchange):
             super().on_message_complete()

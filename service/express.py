@@ -112,11 +112,17 @@ class Lane:
         if shell is not None:
             shell.permits.felt(wait_s, "turn")
 
+    def _here(self, more: int) -> None:
+        shell = self._app.state.shell
+        if shell is not None:
+            shell.permits.here += more
+
     def begin(self, scope: Scope, path: str) -> Posted:
         """The head of a request has come, which may be anybody's."""
         scope["method"] = "POST"
         scope["path"] = path
         scope["app"] = self._app
+        self._here(1)
         return Posted(scope, self._recorder.begin(scope))
 
     def refuse(self, posted: Posted) -> Response | None:
@@ -149,6 +155,7 @@ class Lane:
 
     def end(self, posted: Posted, status: int) -> None:
         """It is answered, or its client has gone."""
+        self._here(-1)
         self._recorder.end(posted.scope, posted.route, status, posted.trace)
 
 

@@ -59,6 +59,7 @@ class Permits:
         # In this window, by what was waited for: the shortest wait, and how many there were.
         self._shortest_s: dict[str, tuple[float, int]] = {}
         self._busiest = 0  # permits that were out at once in this window
+        self.here = 0  # requests that have begun to come and are not answered, as far as they are told of
         self.taken = 0
         self.waiting = 0
         self._waiting: dict[_Lent, float] = {}  # since when
@@ -150,6 +151,11 @@ class Permits:
         """Whether nobody is being served, and nobody waits for a store."""
         return not self.taken and not self.waiting
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one request is being served, and no other waits for a store or for its turn."""
+        return self.taken + self.waiting == 1 and self.here <= 1
+
     def felt(self, wait_s: float, what: str) -> None:
         """Hears how long some work waited for something before it was begun."""
         shortest_s, count = self._shortest_s.get(what, (math.inf, 0))
@@ -186,7 +192,7 @@ class Unlimited(Permits):
     """For work that nobody waits for: as many as are wanted, and none of them counts."""
 
     def __init__(self) -> None:
-        self.taken = self.waiting = 0
+        self.here = self.taken = self.waiting = 0
         self.limit = sys.maxsize
 
     def _take(self, *, is_checked: bool) -> None: ...

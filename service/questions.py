@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from retrieval.filters import AttributeRule, Filter
 from retrieval.inputs import Request
-from retrieval.sequences import EMPTY, PAD_ROW, FloatArray, History, IntArray
+from retrieval.sequences import EMPTY, History, IntArray
 from service import metrics
 from service.errors import StoreUnavailable
 from service.ladder import Call
@@ -129,22 +128,13 @@ def stored_rows(events: Columns, call: Call) -> History:
     """The same of a history from the store."""
     if not events.item_ids:
         return EMPTY
-    n = len(events.item_ids)
     rows = call.served.catalog.rows(events.item_ids)
     code = _event_codes(call.served.bundle.manifest.event_types).get
-    first = events.event_types[0]
-    if events.event_types.count(first) == n:
-        types = np.full(n, code(first, 0))
-    else:
-        types = np.array([code(kind, 0) for kind in events.event_types])
-    has_values = events.values.count(None) < n  # turning many of these into numbers one by one takes its time
-    values = np.array(events.values, np.float32) if has_values else np.full(n, np.nan, np.float32)
-    return _known(rows, types, values, np.array(events.timestamps))
-
-
-def _known(rows: IntArray, event_types: IntArray, values: FloatArray, timestamps: npt.NDArray[np.float64]) -> History:
-    """A history of what the catalog knows."""
-    return History(rows, event_types, values, timestamps).where(rows != PAD_ROW)
+    first, n = events.event_types[0], len(rows)
+    if events.event_types.count(first) == n and events.values.count(None) == n:
+        return History.of_items(rows, code(first, 0), events.timestamps)
+    types = [code(kind, 0) for kind in events.event_types]
+    return History.of_events(rows, types, events.values, events.timestamps)
 
 
 @lru_cache(maxsize=8)

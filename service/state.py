@@ -212,6 +212,7 @@ async def serving(
             batch_s=(INLINE_SHARE if settings.threads == 1 and pool == "encoder" else BATCH_SHARE)
             * settings.deadline_s,
             inline_s=INLINE_SHARE * settings.deadline_s if settings.threads == 1 else 0.0,
+            is_alone=lambda: permits.is_alone,
             felt=permits.felt if pool == "encoder" else None,  # who waits for a generator has the encoder to go to
         )
         for pool in metrics.POOLS

@@ -97,7 +97,7 @@ class RedisSessionStore:
         if not entries:
             return NO_EVENTS
         _, timestamps, _, payloads = _lines("history", entries)
-        return columns(list(map(float, timestamps)), payloads)
+        return columns(_numbers(timestamps), payloads)
 
     async def erase(self, user_id: str) -> bool:
         was_there, gone = False, list[bytes]()
@@ -225,7 +225,13 @@ def _entry(event: StoredEvent) -> bytes:
 def _events(operation: str, entries: Sequence[bytes]) -> list[StoredEvent]:
     _, timestamps, event_ids, payloads = _lines(operation, entries)
     known = orjson.loads(b"[" + b",".join([each or b"null" for each in event_ids]) + b"]")
-    return decode(map(float, timestamps), known, payloads)
+    return decode(_numbers(timestamps), known, payloads)
+
+
+def _numbers(words: Sequence[bytes]) -> list[float]:
+    """As `_entry` wrote them, which is JSON; the parser of JSON takes a sixth of what `float` does."""
+    numbers: list[float] = orjson.loads(b"[" + b",".join(words) + b"]")
+    return numbers
 
 
 def _lines(operation: str, entries: Sequence[bytes]) -> tuple[list[bytes], list[bytes], list[bytes], list[bytes]]:

@@ -77,16 +77,17 @@ def test_a_history_of_unknown_items_only_is_empty() -> None:
     assert len(History.of_events(np.array([PAD_ROW, PAD_ROW]), [0, 0], [None, None], [1.0, 2.0])) == 0
 
 
-def test_a_history_of_items_alone_is_that_of_events_of_one_type_and_one_time() -> None:
-    for rows in ([3, PAD_ROW, 5], [3, 4], [PAD_ROW], [], [7] * (SHARED + 1)):
-        known = np.array(rows, dtype=np.int64)
-        n = len(rows)
-        expected = History.of_events(known, [2] * n, [None] * n, [7.5] * n)
-        made = History.of_items(known, 2, 7.5)
-        for name in ("rows", "event_types", "values", "timestamps"):
-            own, other = getattr(made, name), getattr(expected, name)
-            assert own.dtype == other.dtype
-            np.testing.assert_array_equal(own, other)
+@pytest.mark.parametrize("rows", [[3, PAD_ROW, 5], [3, 4], [PAD_ROW], [], [7] * (SHARED + 1)])
+@pytest.mark.parametrize("has_own_times", [False, True])
+def test_a_history_of_items_alone_is_that_of_events_of_one_type(rows: list[int], has_own_times: bool) -> None:
+    known, n = np.array(rows, dtype=np.int64), len(rows)
+    times = [float(at) for at in range(n)] if has_own_times else [7.5] * n
+    expected = History.of_events(known, [2] * n, [None] * n, times)
+    made = History.of_items(known, 2, times if has_own_times else 7.5)
+    for name in ("rows", "event_types", "values", "timestamps"):
+        own, other = getattr(made, name), getattr(expected, name)
+        assert own.dtype == other.dtype
+        np.testing.assert_array_equal(own, other)
 
 
 def test_the_empty_history() -> None:

@@ -421,3 +421,44 @@ async def test_a_batch_that_takes_no_time_is_run_on_the_event_loop_and_a_long_on
     await batcher.close()
     # The first is not known to be short, the third was not, and the last pays for it.
     assert [one == here for one in ran] == [False, True, True, False]
+
+
+async def test_who_is_alone_is_answered_at_once_and_in_company_everybody_travels_together():
+    sizes: list[int] = []
+    is_alone, now = True, 0.0
+
+    def work(questions, _stage):
+        nonlocal now
+        sizes.append(len(questions))
+        now += 1.0
+        if "wrong" in questions:
+            raise ValueError("odd")
+        return list(questions)
+
+    batcher = MicroBatcher(
+        max_batch=8, queue_limit=8, wait_s=0, clock=lambda: now, inline_s=9.0, is_alone=lambda: is_alone
+    )
+    batcher.start()
+    await batcher.submit("first", work, deadline=1e9)  # nothing is known yet: the owner carries it
+    turns = 0
+
+    def count():
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    count()
+    done = await batcher.submit("alone", work, deadline=1e9)
+    assert (done.answer, done.batch_size, done.queue_s, turns) == ("alone", 1, 0.0, 1)
+    with pytest.raises(ValueError, match="odd"):
+        await batcher.submit("wrong", work, deadline=1e9)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.submit("late", work, deadline=now)
+    is_alone = False
+    asked = [batcher.submit(k, work, deadline=1e9) for k in range(3)]
+    assert [one.batch_size for one in await asyncio.gather(*asked)] == [3, 3, 3]
+    is_alone = True
+    asked = [batcher.submit(k, work, deadline=1e9) for k in range(2)]
+    await asyncio.gather(*asked)
+    await batcher.close()
+    assert sizes == [1, 1, 1, 3, 1, 1]

@@ -50,6 +50,20 @@ async def test_the_express_lane_answers_as_the_framework_does(open_client, path,
     }
 
 
+async def test_requests_of_the_lane_are_counted_for_as_long_as_they_are_here(open_client):
+    async with open_client() as client:
+        permits, lane = client.app.state.shell.permits, client.app.lane
+        seen = []
+        usual = permits._take
+        permits._take = lambda **given: (seen.append(permits.here), usual(**given))
+        scope = {"type": "http", "path": "/v1/events", "headers": [], "client": None}
+        posted = lane.begin(scope, "/v1/events")
+        assert permits.here == 1
+        answer = await lane.answer(posted, b'{"events": [{"user_id": "anna", "item_id": "i02"}]}')
+        lane.end(posted, answer.status_code)
+    assert (seen, permits.here) == ([1], 0)
+
+
 async def test_another_method_takes_the_usual_way(client):
     answer = await client.get("/v1/events")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

@@ -141,6 +141,18 @@ async def test_a_late_event_loop_is_felt():
     assert permits.limit < 50
 
 
+def test_alone_is_who_shares_the_service_with_nobody_not_even_with_who_waits_or_is_still_coming():
+    permits = Permits(4)
+    with permits.hold():
+        assert permits.is_alone
+        with permits.hold():
+            assert not permits.is_alone
+            with permits.lent():
+                assert not permits.is_alone
+        permits.here = 2
+        assert not permits.is_alone
+
+
 def test_work_that_nobody_waits_for_takes_none_and_is_no_reason_not_to_be_idle():
     permits = Permits(1)
     free = Unlimited()

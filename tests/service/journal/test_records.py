@@ -84,4 +84,3 @@ def test_kind_comes_first_and_every_record_is_one_line():
         assert line.startswith(b'{"kind":"' + kind + b'","time":1.0,')
         assert line.count(b"\n") == 1
         assert line.endswith(b"\n")
-
