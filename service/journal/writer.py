@@ -2,9 +2,9 @@
 
 Records become lines where they are offered, 4 to 8 µs each, and the thread only moves bytes: one that encodes a few
 dozen at a time holds the interpreter all the while, and every request that is at work stands still. The thread looks
-every `linger_s`, or at once where half the room is taken or a user is erased; that much may be lost with the process. Where writing fails it is tried again every `retry_s` until it works; meanwhile
-the buffer fills, and what finds no room is dropped and counted. An outage is said twice in the log, at its beginning
-and at its end.
+every `linger_s`, or at once where half the room is taken or a user is erased; that much may be lost with the process.
+Where writing fails it is tried again every `retry_s` until it works; meanwhile the buffer fills, and what finds no room
+is dropped and counted. An outage is said twice in the log, at its beginning and at its end.
 """
 
 import asyncio
