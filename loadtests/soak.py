@@ -1,7 +1,9 @@
 """What stays when a service runs for long: its memory after many swaps and many requests, and latency during swaps.
 
 Mixed traffic of many users: events and questions, rankings, similar items, histories, lists by GET. What is stored is
-in Redis, so that what grows in the service is not that. Resident memory is read at rest: after the first
+in Redis, so that what grows in the service is not that. Users come with a past as long as the run will make it longer:
+histories that grow from nothing to hundreds of events are more work at the end than they were at the beginning, and what
+is looked for is what stays of equal work. Resident memory is read at rest: after the first
 requests and two swaps, so that a bundle to go back to is in it; after all swaps; and after all requests. While bundles
 are swapped, requests arrive by a schedule; those due from the call to swap until a moment after its answer are set
 against the others, and against a stretch before the first swap.
@@ -34,6 +36,7 @@ from loadtests.wire import Reply, Wire
 
 FIRST = 10_000  # requests before memory is read for the first time
 PREPARED = 40_000  # requests, asked over and over
+BULK = 500  # events of one call
 CALLERS = 8
 DEADLINE_MS = 2_000  # nothing is shed or degraded because a machine is slow: how long a swap takes is seen in p99
 CONNECTIONS = 128
@@ -47,18 +50,22 @@ HABITS = Habits(users=20_000, newcomer_share=0.05)
 NAMES = ("one", "other")
 
 
-def requests(item_ids: Sequence[str], headers: Mapping[str, str], *, seed: int, count: int, k: int) -> list[bytes]:
-    """Mixed traffic, encoded: mostly events and questions, as a shop sends them, and a little of everything else."""
+def requests(
+    item_ids: Sequence[str], headers: Mapping[str, str], *, seed: int, count: int, k: int
+) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """Mixed traffic, encoded, and the events in it: mostly events and questions, as a shop sends them, and a little of
+    everything else."""
     readers = Readers(item_ids, seed=seed, prefix=f"soak-{secrets.token_hex(3)}", habits=HABITS)
     rng = np.random.default_rng(seed)
-    made = []
+    made, events = [], []
     for step, drawn in zip(islice(readers.steps(100), count), rng.random(count), strict=True):
         user = step.user_id
         body: dict[str, Any] | None = None
         method, path = "POST", "/v1/recommendations"
         if step.item_id is not None:
             path = "/v1/events"
-            body = {"events": [{"user_id": user, "item_id": step.item_id, "event_type": "click"}]}
+            events.append({"user_id": user, "item_id": step.item_id, "event_type": "click"})
+            body = {"events": events[-1:]}
         elif drawn < 0.7:
             body = {"user_id": user, "k": k}
         elif drawn < 0.8:
@@ -75,7 +82,7 @@ def requests(item_ids: Sequence[str], headers: Mapping[str, str], *, seed: int, 
             )
             path = gets[int(rng.integers(len(gets)))]
         made.append(wire.encode(method, path, body, headers=headers))
-    return made
+    return made, events
 
 
 def resident_mb(pid: int) -> float:
@@ -118,6 +125,19 @@ class Soak:
         if not reply.is_ok:
             self.errors[reply.code] += 1
         return reply.is_ok
+
+    async def remember(self, line: Wire, events: Sequence[Mapping[str, Any]], *, times: int) -> None:
+        """Gives the users a past: so many times what they will do.
+
+        Raises:
+            LoadError: it is refused.
+        """
+        parts = [events[start : start + BULK] for start in range(0, len(events), BULK)]
+        told = [wire.encode("POST", "/v1/events", {"events": part}, headers=self.headers) for part in parts]
+        for number in range(times * len(told)):
+            reply = await line.send(told[number % len(told)])
+            if not reply.is_ok:
+                raise LoadError(f"the users' past could not be stored: {reply.code} {reply.body[:300]!r}")
 
     async def crowd(self, line: Wire, until: int) -> None:
         """Requests until so many are sent, by callers who wait for their answers."""
@@ -193,10 +213,19 @@ def split(
 
 
 async def soaked(
-    soak: Soak, *, total: int, first: int, swaps: int, every_s: float, rate: float, seed: int
+    soak: Soak,
+    events: Sequence[Mapping[str, Any]],
+    *,
+    total: int,
+    first: int,
+    swaps: int,
+    every_s: float,
+    rate: float,
+    seed: int,
 ) -> dict[str, Any]:
     """The whole run, and its numbers."""
     async with wire.wired(soak.server.url, connections=CONNECTIONS, timeout_s=30) as line:
+        await soak.remember(line, events, times=max(1, total // len(soak.todo)))
         soak.look("start")
         await soak.crowd(line, first // 2)
         for number in range(2 if swaps else 0):
@@ -285,11 +314,14 @@ def main(arguments: Sequence[str]) -> int:
         command = [sys.executable, "-m", "service", "--bundle", str(served), "--port", "0"]
         server = up.enter_context(rivals.launched(command, {**rivals.clean(), **own}, cores=cores[:1]))
         facts = target.learn(server.url, headers)
-        todo = requests(facts.item_ids, headers, seed=given.seed, count=min(PREPARED, given.requests), k=given.k)
+        todo, events = requests(
+            facts.item_ids, headers, seed=given.seed, count=min(PREPARED, given.requests), k=given.k
+        )
         soak = Soak(server, todo, headers)
         results = wire.run(
             soaked(
                 soak,
+                events,
                 total=given.requests,
                 first=given.first,
                 swaps=given.swaps,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrieval.errors import BundleError
-from service import logs, settings
+from service import logs, memory, settings
 from service.errors import ConfigurationError
 from service.keys import open_keys
 from service.settings import CLOSE_S, STOP_S, Settings
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         open_keys(chosen)  # before anything is loaded, like the port
         listening = _listen(chosen)
         with listening:
+            memory.share_one_arena()
             logs.configure(level=chosen.log_level, form=chosen.log_format)
             return _serve_one(chosen, listening) if chosen.workers == 1 else _serve_many(chosen, listening)
     except (ConfigurationError, BundleError) as error:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from retrieval.errors import BundleError
-from service import logs, settings
+from service import logs, memory, settings
 from service.app import create_app
 from service.errors import ConfigurationError
 from service.server import Server
@@ -22,6 +22,7 @@ REFUSED = 2
 def main(arguments: Sequence[str]) -> int:
     """The exit status."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal sends it to all: no trace while the bundle loads
+    memory.share_one_arena()
     listening, line = (socket.socket(fileno=int(number)) for number in arguments)
     line.setblocking(False)
     chosen = settings.read()

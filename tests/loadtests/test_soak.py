@@ -18,10 +18,11 @@ def test_latencies_are_split_by_the_spans_of_swaps():
 
 def test_traffic_is_mixed_and_the_same_but_for_who_asks():
     ids = [f"i{n}" for n in range(50)]
-    made = soak.requests(ids, {"authorization": "Bearer x"}, seed=1, count=2_000, k=5)
+    made, told = soak.requests(ids, {"authorization": "Bearer x"}, seed=1, count=2_000, k=5)
     calls = [raw.split(b" ")[:2] for raw in made]
     events = sum(path == b"/v1/events" for _, path in calls)
     assert 0.35 < events / len(made) < 0.6
+    assert len(told) == events
     assert sum(path == b"/v1/recommendations" for _, path in calls) > 600
     assert {path.split(b"/")[-1].split(b"?")[0] for method, path in calls if method == b"GET"} == {
         b"recommendations",

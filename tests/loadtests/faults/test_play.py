@@ -98,7 +98,7 @@ def test_the_capacity_is_the_best_that_was_prompt(shop, monkeypatch):
             ledger.remember(step)
             shop.histories[step.user_id].append({"item_id": step.item_id})
         async with shop, wire.wired(shop.url, connections=64) as line:
-            return await found_capacity(line, people, ledger, zero=zero, seed=1)
+            return await found_capacity(line, people, ledger, zero=zero, seed=1, prefix="p")
 
     found = asyncio.run(run())
     assert 10 < found < math.inf
