@@ -2,11 +2,12 @@
 
 Mixed traffic of many users: events and questions, rankings, similar items, histories, lists by GET. What is stored is
 in Redis, so that what grows in the service is not that. Users come with a past as long as the run will make it longer:
-histories that grow from nothing to hundreds of events are more work at the end than they were at the beginning, and what
-is looked for is what stays of equal work. Resident memory is read at rest: after the first
-requests and two swaps, so that a bundle to go back to is in it; after all swaps; and after all requests. While bundles
-are swapped, requests arrive by a schedule; those due from the call to swap until a moment after its answer are set
-against the others, and against a stretch before the first swap.
+histories that grow from nothing to hundreds of events are more work at the end than they were at the beginning, and
+what is looked for is what stays of equal work.
+
+Resident memory is read at rest: after the first requests and two swaps, so that a bundle to go back to is in it; after
+all swaps; and after all requests. While bundles are swapped, requests arrive by a schedule; those due from the call to
+swap until a moment after its answer are set against the others, and against a stretch before the first swap.
 """
 
 import argparse

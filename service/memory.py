@@ -37,8 +37,8 @@ def share_one_arena() -> None:
 def give_back() -> None:
     """Hands free pages back to the system, where the C library can; the interpreter is free for others meanwhile.
 
-    It takes well under a millisecond beside a small bundle, and one to twenty beside 200,000 items; whoever wants memory
-    meanwhile that is not at hand waits.
+    It takes well under a millisecond beside a small bundle, and one to twenty beside 200,000 items; whoever wants more
+    memory meanwhile waits.
     """
     if _trim is not None:
         _trim(0)
