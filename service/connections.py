@@ -58,8 +58,8 @@ def _template() -> tuple[bytes, bytes]:
 
 
 _FULL_HEAD, _FULL_BODY = _template()
-_FULL_ERRORS = metrics.ERRORS.labels(code_of(_FULL))
-_FULL_SHED = metrics.SHED.labels(_FULL.reason)
+_FULL_ERRORS = metrics.KeptCount(metrics.ERRORS.labels(code_of(_FULL)))
+_FULL_SHED = metrics.KeptCount(metrics.SHED.labels(_FULL.reason))
 _PLAIN = re.compile(rb"POST (%b) HTTP/1\.1\r\n((?:\S[^\r\n]*\r\n)+)\r\n" % b"|".join(map(re.escape, _HOT)))
 # Headers that say where a request ends, how it is to be answered, and what it is called.
 _TELLING = re.compile(
@@ -149,6 +149,7 @@ class Connection(HttpToolsProtocol):
     _received_bytes = 0  # since the last whole request
     _refusal: HeadTooLarge | None = None
     _waiting_since: float | None = None  # on the loop's clock; None: a whole request is here, or none was begun
+    _idle_since: float | None = None  # on the loop's clock: when the last answer was written
     _look: asyncio.TimerHandle | None = None
     _at_work: RequestResponseCycle | Exchange | None = None
     _lane: Lane | None = None
@@ -227,7 +228,6 @@ class Connection(HttpToolsProtocol):
         )
         if not is_plain or head[2].count(b"\n") > MAX_HEADERS:
             return False
-        self._unset_keepalive_if_required()
         self._waiting_since = None
         self._say_full(_HOT[head[1]], request_id(((HEADER, own_id),)))
         self.on_response_complete()
@@ -284,6 +284,17 @@ class Connection(HttpToolsProtocol):
         task = exchange.posted.task = self.loop.create_task(self._work(exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def on_response_complete(self) -> None:
+        """Goes on with the next request. The server would set a timer for each answer in case that none comes, and stop
+        it again; we look now and then anyway."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._idle_since = self.loop.time()
 
     def _is_under_way(self) -> bool:
         """Whether a request is not answered yet, which an answer to the next one must not overtake."""
@@ -387,7 +398,7 @@ class Connection(HttpToolsProtocol):
         """Writes and counts the refusal of a full service."""
         _FULL_ERRORS.inc()
         _FULL_SHED.inc()
-        counter, timer = metrics.answered(path, "POST", 503)
+        counter, timer = metrics.turned_away(path, "POST", 503)
         counter.inc()
         timer.observe(0.0)
         self.transport.write(_turned_away(own_id))
@@ -427,8 +438,10 @@ class Connection(HttpToolsProtocol):
     def _look_again(self) -> None:
         if self.transport.is_closing():
             return
-        since = self._waiting_since
-        if since is not None and self.loop.time() - since > WHOLE_WITHIN_S:
+        now, since, limit_s = self.loop.time(), self._waiting_since, WHOLE_WITHIN_S
+        if since is None and not self._is_under_way():
+            since, limit_s = self._idle_since, self.timeout_keep_alive
+        if since is not None and now - since > limit_s:
             self.transport.close()
             return
         self._look = self.loop.call_later(LOOK_EVERY_S, self._look_again)

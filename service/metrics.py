@@ -91,7 +91,32 @@ class Kept:
         self._series._sum.inc(sum(kept))
 
 
-_every: list[Kept] = []
+class KeptCount:
+    """One series of a counter whose increases are counted many at a time; as `Kept`, only for the event loop.
+
+    Args:
+        series: a counter without labels, or with all of them given.
+    """
+
+    __slots__ = ("_kept", "_series")
+
+    def __init__(self, series: Counter) -> None:
+        self._series = series
+        self._kept = 0
+        _every.append(self)
+
+    def inc(self) -> None:
+        """Counts one, a little later."""
+        self._kept += 1
+
+    def count(self) -> None:
+        """Counts what was kept."""
+        if self._kept:
+            kept, self._kept = self._kept, 0
+            self._series.inc(kept)
+
+
+_every: list[Kept | KeptCount] = []
 _watched: WeakKeyDictionary[Any, tuple[Gauge, Callable[[Any], float]]] = WeakKeyDictionary()
 
 
@@ -349,6 +374,12 @@ BATCH = Kept(BATCH_SIZE)
 def answered(route: str, method: str, code: int) -> tuple[Counter, Kept]:
     """What counts a request, and what times it; all three are bounded, and looking them up costs more than counting."""
     return REQUESTS.labels(route, method, code), _timed(route)
+
+
+@lru_cache(maxsize=64)
+def turned_away(route: str, method: str, code: int) -> tuple[KeptCount, Kept]:
+    """The same for who is turned away at the door, of whom there may be thousands a second."""
+    return KeptCount(REQUESTS.labels(route, method, code)), _timed(route)
 
 
 @lru_cache(maxsize=256)

@@ -140,12 +140,12 @@ async def _played(scene: Scene, ground: Ground) -> dict[str, Any]:
         extra |= await scene.trouble(ground)
         lifted = time.perf_counter() - zero
         course = await carrying
-        if scene.overload is not None:
-            again = await found_capacity(line, people, ledger, zero=zero, seed=given.seed + 1, prefix="after")
-            extra["capacity_after_per_s"] = round(again, 1)
         end = start + sum(span for _, span in spans)
         times = Times(begin, struck, lifted, end, struck if scene.is_sudden else None)
         ledger.enter(course.exchanges)
+        if scene.overload is not None:
+            again = await found_capacity(line, people, ledger, zero=zero, seed=given.seed + 1, prefix="after")
+            extra["capacity_after_per_s"] = round(again, 1)
         histories = await _read_back(line, people)
     _refuse_trimmed(ledger)
     run: list[Judged] = [(exchange, judged(exchange, ledger)) for exchange in course.exchanges]

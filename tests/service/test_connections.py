@@ -162,6 +162,27 @@ async def test_late_is_hung_up_on(monkeypatch, parts, drips):
         assert await closed(port, *parts, drips=drips)
 
 
+async def test_an_idle_connection_is_closed_and_one_that_is_used_or_at_work_is_not(monkeypatch):
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.005)
+    app = Slow()
+    async with serving_from(app) as (port, server):
+        server.config.timeout_keep_alive = 0.05
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        app.go.set()
+        for _ in range(4):
+            writer.write(GET + b"\r\n")
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.03)
+        app.go.clear()
+        writer.write(GET + b"\r\n")
+        await asyncio.sleep(0.15)  # longer than it may be idle, and at work
+        app.go.set()
+        async with asyncio.timeout(10):
+            rest = await reader.read()
+        assert rest.count(b"HTTP/1.1 200") == 1
+        writer.close()
+
+
 async def test_an_answer_that_takes_long_is_waited_for(monkeypatch):
     monkeypatch.setattr(connections, "WHOLE_WITHIN_S", 0.01)
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.005)

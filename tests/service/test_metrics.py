@@ -34,6 +34,19 @@ def test_known_series_exist_before_they_are_counted():
         assert f"sequitur_{series}" in text
 
 
+def test_increases_that_are_kept_are_counted_before_a_scrape():
+    from prometheus_client import CollectorRegistry, Counter
+
+    registry = CollectorRegistry()
+    kept = metrics.KeptCount(Counter("kept", "Kept.", registry=registry))
+    for _ in range(3):
+        kept.inc()
+    assert registry.get_sample_value("kept_total") == 0
+    for _ in range(2):
+        metrics.count_kept()
+        assert registry.get_sample_value("kept_total") == 3
+
+
 def test_no_other_file_makes_a_metric():
     for file in Path(metrics.__file__).parent.rglob("*.py"):
         if file.name == "metrics.py":
