@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadtests import wire
-from loadtests.families import Case
+from loadtests.cases import Case
 from loadtests.target import LoadError
 
 FAMILY = "drawn"

@@ -1,6 +1,6 @@
 """Requests that nobody should send, by the hundred thousand: whatever comes, a live service answers rightly.
 
-Cases are of hand-made families (`loadtests.families`) and drawn from the OpenAPI document (`loadtests.drawings`). For
+Cases are of hand-made families (`bodies`, `envelopes`) and drawn from the OpenAPI document (`loadtests.drawings`). For
 each holds: an answer, unless there was no whole request; no 5xx but 503 and 504; every error a problem (RFC 9457) with
 all its members, in JSON that everybody reads. What the HTTP server refuses before the application sees it is counted
 apart. A witness, whose history nobody else touches, is asked now and then and at the end: it has to be answered by
@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import os
+import random
 import secrets
 import sys
 import tempfile
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from loadtests import drawings, families, objectives, report, rivals, target, wire
-from loadtests.families import Case, Ground
+from loadtests import bodies, cases, drawings, envelopes, objectives, report, rivals, target, wire
+from loadtests.cases import Case, Families, Ground
 from loadtests.report import Report
 from loadtests.target import LoadError
 from loadtests.wire import Reply, Wire
 
+FAMILIES = Families({**bodies.FAMILIES, **envelopes.FAMILIES})
 MEMBERS = ("type", "title", "status", "detail", "code", "request_id")
 REFUSED_BY_SERVER = b"Invalid HTTP request received."  # what uvicorn says, as text and not as a problem
 SERVER_ERRORS = (503, 504)  # that may be
@@ -146,7 +148,7 @@ class Witness:
         self._see = self._case("GET", f"/v1/users/{WITNESS}/history", None)
 
     def _case(self, method: str, path: str, body: Any) -> Case:
-        return families.asked("witness", method, path, body, self._ground)
+        return cases.asked("witness", method, path, body, self._ground)
 
     async def introduce(self, line: Wire) -> None:
         """Tells the service of the witness.
@@ -199,7 +201,7 @@ async def send(case: Case, line: Wire, url: str) -> Reply:
     answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
     exchange = alone.submit(case.parts[0], answer.set_result)
     for more in case.parts[1:]:
-        await asyncio.sleep(families.PAUSE_S)
+        await asyncio.sleep(cases.PAUSE_S)
         await exchange.add(more)
     if case.ends:
         await exchange.end()
@@ -226,7 +228,7 @@ async def fuzz(url: str, made: Sequence[Callable[[], Case]], ground: Ground, wit
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         await witness.testify(line, tally)
         for path in ("/livez", "/readyz"):
-            case = families.asked("witness", "GET", path, None, ground)
+            case = cases.asked("witness", "GET", path, None, ground)
             reply = await line.send(case.parts[0])
             if reply.status != 200:
                 tally.fail(case, f"{path} says {reply.code}", reply)
@@ -387,9 +389,9 @@ def main(arguments: Sequence[str]) -> int:
             drawn = (
                 drawings.drawn(document_of(server.url), seed=given.seed, count=count, headers=headers) if count else []
             )
-            made = families.cases(ground, seed=given.seed, count=given.requests - len(drawn))
+            made = cases.cases(FAMILIES, ground, seed=given.seed, count=given.requests - len(drawn))
             made += [lambda case=case: case for case in drawn]  # type: ignore[misc]
-            families.random.Random(given.seed).shuffle(made)
+            random.Random(given.seed).shuffle(made)
         began = time.monotonic()
         wire.run(fuzz(server.url, made, ground, Witness(ground, facts.item_ids), tally))
         seconds = time.monotonic() - began

@@ -6,7 +6,7 @@ import pytest
 
 from loadtests import __main__ as commands
 from loadtests import fuzz
-from loadtests.families import Case
+from loadtests.cases import Case
 from loadtests.fuzz import Tally, wrong_with
 from loadtests.target import LoadError
 from loadtests.wire import Reply

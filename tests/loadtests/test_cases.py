@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from loadtests import families
-from loadtests.families import FAMILIES, Ground
+from loadtests import cases
+from loadtests.cases import Ground
+from loadtests.fuzz import FAMILIES
 
 GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
 
@@ -23,11 +24,11 @@ def test_a_family_makes_the_same_case_from_the_same_numbers(name):
 
 
 def test_all_families_come_and_each_case_can_be_made_alone():
-    cases = families.cases(GROUND, seed=3, count=2_000)
-    again = families.cases(GROUND, seed=3, count=2_000)
-    assert {make().family for make in cases} == set(FAMILIES)
-    assert again[1_234]() == cases[1_234]()
-    assert families.cases(GROUND, seed=4, count=2_000)[1_234]() != cases[1_234]()
+    made = cases.cases(FAMILIES, GROUND, seed=3, count=2_000)
+    again = cases.cases(FAMILIES, GROUND, seed=3, count=2_000)
+    assert {make().family for make in made} == set(FAMILIES)
+    assert again[1_234]() == made[1_234]()
+    assert cases.cases(FAMILIES, GROUND, seed=4, count=2_000)[1_234]() != made[1_234]()
 
 
 def test_what_is_valid_is_json_with_the_key():
@@ -40,7 +41,7 @@ def test_what_is_valid_is_json_with_the_key():
 
 def test_one_value_of_a_body_is_replaced_wherever_it_is():
     body = {"a": [1, {"b": 2}], "c": 3}
-    assert set(families.places(body)) == {(), ("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)}
-    assert families.replaced(body, ("a", 1, "b"), None) == {"a": [1, {"b": None}], "c": 3}
-    assert families.replaced(body, (), 0) == 0
+    assert set(cases.places(body)) == {(), ("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)}
+    assert cases.replaced(body, ("a", 1, "b"), None) == {"a": [1, {"b": None}], "c": 3}
+    assert cases.replaced(body, (), 0) == 0
     assert body == {"a": [1, {"b": 2}], "c": 3}
