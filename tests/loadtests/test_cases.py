@@ -1,9 +1,4 @@
-"""Cases are made from a seed and a number, and every family makes requests that can be sent."""
-
-import json
-import random
-
-import pytest
+"""Cases are made from a seed and a number, and one thing in them is spoilt."""
 
 from loadtests import cases
 from loadtests.cases import Ground
@@ -12,31 +7,12 @@ from loadtests.fuzz import FAMILIES
 GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_makes_the_same_case_from_the_same_numbers(name):
-    made = FAMILIES[name][0]
-    for number in range(25):
-        case = made(random.Random(number), GROUND)
-        assert case == made(random.Random(number), GROUND)
-        assert case.family == name
-        assert case.parts
-        assert all(case.parts)
-
-
 def test_all_families_come_and_each_case_can_be_made_alone():
     made = cases.cases(FAMILIES, GROUND, seed=3, count=2_000)
     again = cases.cases(FAMILIES, GROUND, seed=3, count=2_000)
     assert {make().family for make in made} == set(FAMILIES)
     assert again[1_234]() == made[1_234]()
     assert cases.cases(FAMILIES, GROUND, seed=4, count=2_000)[1_234]() != made[1_234]()
-
-
-def test_what_is_valid_is_json_with_the_key():
-    for number in range(50):
-        (raw,) = FAMILIES["valid"][0](random.Random(number), GROUND).parts
-        head, _, body = raw.partition(b"\r\n\r\n")
-        assert b"authorization: Bearer key" in head
-        json.loads(body)
 
 
 def test_one_value_of_a_body_is_replaced_wherever_it_is():

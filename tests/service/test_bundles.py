@@ -321,6 +321,7 @@ async def test_memory_is_given_back_aside_when_what_was_let_go_is_gone(open_one,
 
         async def unfit(served):
             kept.append(weakref.ref(served.bundle))
+            await asyncio.sleep(0.05)  # as long as a trial takes, the thread that loaded it has let go of it
             raise BundleError("it fails its trial")
 
         shell.bundles._trial = unfit
