@@ -189,12 +189,16 @@ class MicroBatcher:
             self._set_timer(deadline, now)
         return await waiter
 
-    def _is_quick(self, size: int) -> bool:
-        """Whether a batch of so many is run on the event loop; what nothing is known of is not."""
-        return 0 < self._pace.expected(size) <= self._inline_s
+    def _is_quick(self, expected_s: float) -> bool:
+        """Whether what should take so long is run on the event loop; what nothing is known of is not."""
+        return 0 < expected_s <= self._inline_s
 
     def _may_go_alone(self) -> bool:
-        return not (self._queue or self._running or self._wait_s) and self._is_quick(1) and self._is_alone()
+        return (
+            not (self._queue or self._running or self._wait_s)
+            and self._is_quick(self._pace.expected(1))
+            and self._is_alone()
+        )
 
     def _at_once(self, question: Q, run: Run[Q, A], now: float) -> Batched[A]:
         """The answer to a question that is a batch by itself."""
@@ -363,7 +367,7 @@ class MicroBatcher:
         outcomes: Sequence[tuple[Any, Timings]]
         try:
             questions = [entry.question for entry in batch]
-            if self._is_quick(len(batch)):
+            if self._is_quick(expected_s):
                 outcomes = self._work(batch[0].run, questions)
             else:
                 loop = asyncio.get_running_loop()

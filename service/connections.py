@@ -187,6 +187,7 @@ class Connection(HttpToolsProtocol):
             return
         self._received_bytes += len(data)
         super().data_received(data)
+        self._has_room = False
         has_head = self.cycle is not None and self.cycle.scope is self.scope
         if has_head and not self.cycle.more_body:
             self._waiting_since, self._received_bytes = None, 0

@@ -43,6 +43,7 @@ class Permits:
         clock: seconds from some fixed moment.
 
     Attributes:
+        here: requests of the express lane that have begun to come and are not answered.
         taken: permits that are out now.
         limit: how many there are now.
         waiting: how many wait for a store; a part of those that were taken.
@@ -59,7 +60,7 @@ class Permits:
         # In this window, by what was waited for: the shortest wait, and how many there were.
         self._shortest_s: dict[str, tuple[float, int]] = {}
         self._busiest = 0  # permits that were out at once in this window
-        self.here = 0  # requests that have begun to come and are not answered, as far as they are told of
+        self.here = 0
         self.taken = 0
         self.waiting = 0
         self._waiting: dict[_Lent, float] = {}  # since when

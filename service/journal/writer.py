@@ -1,6 +1,6 @@
 """One thread that writes what the event loop hands over.
 
-Records become lines where they are offered, 4 to 8 µs each, and the thread only moves bytes: one that encodes a few
+Records become lines where they are offered, a few µs each, and the thread only moves bytes: one that encodes a few
 dozen at a time holds the interpreter all the while, and every request that is at work stands still. The thread looks
 every `linger_s`, or at once where half the room is taken or a user is erased; that much may be lost with the process.
 Where writing fails it is tried again every `retry_s` until it works; meanwhile the buffer fills, and what finds no room
@@ -117,11 +117,11 @@ class Writer:
     def events(self, events: Sequence[UserEvent]) -> None:
         time = self._time()
         for start in range(0, len(events), PART):
-            part = [_line("event", event_line, time, *event) for event in events[start : start + PART]]
+            part = [_encoded("event", event_line, time, *event) for event in events[start : start + PART]]
             self._offer("event", [line for line in part if line])
 
     def served(self, served: ServedList) -> None:
-        line = _line("served", served_line, self._time(), served)
+        line = _encoded("served", served_line, self._time(), served)
         self._offer("served", [line] if line else [])
 
     def erased(self, user_id: str) -> Awaitable[bool]:
@@ -239,7 +239,7 @@ def _settle(future: asyncio.Future[bool], value: bool) -> None:
         future.set_result(value)
 
 
-def _line(kind: str, encode: Callable[..., bytes], *record: Any) -> bytes:
+def _encoded(kind: str, encode: Callable[..., bytes], *record: Any) -> bytes:
     """The line of a record; one that cannot be said in JSON is counted and left out: nothing."""
     try:
         return encode(*record)

@@ -11,17 +11,6 @@ from loadtests.cases import Ground
 GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_makes_the_same_case_from_the_same_numbers(name):
-    made = FAMILIES[name][0]
-    for number in range(25):
-        case = made(random.Random(number), GROUND)
-        assert case == made(random.Random(number), GROUND)
-        assert case.family == name
-        assert case.parts
-        assert all(case.parts)
-
-
 def test_what_is_valid_is_json_with_the_key():
     for number in range(50):
         (raw,) = FAMILIES["valid"][0](random.Random(number), GROUND).parts

@@ -1,10 +1,25 @@
 """Cases are made from a seed and a number, and one thing in them is spoilt."""
 
+import random
+
+import pytest
+
 from loadtests import cases
 from loadtests.cases import Ground
 from loadtests.fuzz import FAMILIES
 
 GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_makes_the_same_case_from_the_same_numbers(name):
+    made = FAMILIES[name][0]
+    for number in range(25):
+        case = made(random.Random(number), GROUND)
+        assert case == made(random.Random(number), GROUND)
+        assert case.family == name
+        assert case.parts
+        assert all(case.parts)
 
 
 def test_all_families_come_and_each_case_can_be_made_alone():

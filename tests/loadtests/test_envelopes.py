@@ -2,23 +2,10 @@
 
 import random
 
-import pytest
-
 from loadtests.cases import Ground
 from loadtests.envelopes import FAMILIES
 
 GROUND = Ground([f"i{n:02d}" for n in range(1, 21)], headers={"authorization": "Bearer key"})
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_makes_the_same_case_from_the_same_numbers(name):
-    made = FAMILIES[name][0]
-    for number in range(25):
-        case = made(random.Random(number), GROUND)
-        assert case == made(random.Random(number), GROUND)
-        assert case.family == name
-        assert case.parts
-        assert all(case.parts)
 
 
 def test_what_leaves_a_connection_in_doubt_has_one_of_its_own():

@@ -385,6 +385,20 @@ async def test_full_is_said_alike_to_what_is_parsed_and_to_what_is_not_even_that
     assert ways[0][0] == (431 if case == "many headers" else 503)
 
 
+async def test_full_is_who_comes_in_pieces_told_though_there_was_room_for_the_first():
+    app = Full(0)
+    app.is_full = lambda _coming: False
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        whole = post("/v1/recommendations")
+        writer.write(whole[:20])
+        await asyncio.sleep(0.01)  # for the server to read it: there is nothing to wait on
+        app.is_full = lambda _coming: True
+        writer.write(whole[20:])
+        assert (await answer(reader))[0] == 503
+        writer.close()
+
+
 async def test_full_what_stands_in_a_body_is_no_request():
     app = Full(0)
     async with serving(app) as port:
